@@ -1,0 +1,1 @@
+"""From results files to a table, a report and plots. Nothing here imports torch."""

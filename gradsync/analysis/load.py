@@ -1,0 +1,103 @@
+"""Which results files take part, and what each of them is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradsync.analysis.words import printable
+from gradsync.errors import UsageError
+from gradsync.results import RunResults, read_results
+
+BASELINE = "baseline_ddp"
+SINGLE = "single"
+
+
+@dataclass(frozen=True)
+class Method:
+    title: str
+    command: str  # that produces its results file
+    without_it: str  # what a comparison lacks if the file is missing
+
+
+METHODS = {
+    BASELINE: Method("DDP", "torchrun --nproc_per_node=N baseline_multi_card.py", "no speed-up"),
+    "all_reduce": Method("All-reduce", "torchrun --nproc_per_node=N all_reduce_train.py", "not compared"),
+    "ps": Method("Parameter server", "torchrun --nproc_per_node=N ps_train.py", "not compared"),
+    SINGLE: Method("Single device", "python baseline_multi_card.py", "scaling efficiency is not known"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file. ``name`` is unique among the files read together and safe to print."""
+
+    path: Path
+    results: RunResults
+    name: str
+    title: str
+
+    @property
+    def file(self) -> str:
+        return printable(self.path.name)
+
+    @property
+    def failed(self) -> bool:
+        return self.results.status == "failed" or self.path.name.endswith(".failed.json")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything found in one directory: complete runs in the order of presentation, and failed ones."""
+
+    directory: Path
+    runs: list[Run]
+    failed: list[Run]
+
+    @property
+    def missing(self) -> list[str]:
+        """Known methods without a complete run."""
+        present = {run.name for run in self.runs}
+        return [name for name in METHODS if name not in present]
+
+
+def load(directory: Path) -> Loaded:
+    """Read every ``results_*.json`` in ``directory``.
+
+    Raises UsageError that names the file and line or key of the first unusable one, or says what to run
+    where there is none.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"--results-dir {directory}: no such directory")
+    # Our own file names first, so that a copy under another name does not take their place.
+    paths = sorted(directory.glob("results_*.json"), key=lambda path: (_stem(path) not in METHODS, path.name))
+    if not paths:
+        raise UsageError(
+            f"--results-dir {directory}: no results_*.json in it; run ./run_all_experiments.sh first, "
+            "or any of baseline_multi_card.py, all_reduce_train.py and ps_train.py"
+        )
+    runs: list[Run] = []
+    failed: list[Run] = []
+    for path in paths:
+        run = _run(path, {other.name for other in runs})
+        (failed if run.failed else runs).append(run)
+    order = list(METHODS)
+    runs.sort(key=lambda run: (order.index(run.name) if run.name in order else len(order), run.name))
+    return Loaded(directory, runs, failed)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removeprefix("results_").removesuffix(".json").removesuffix(".failed")
+
+
+def _run(path: Path, taken: set[str]) -> Run:
+    results = read_results(path)
+    stem = _stem(path)
+    # Older files call their method anything; the file name then says which of ours it is.
+    key = stem if stem in METHODS and results.method not in METHODS else results.method
+    known = METHODS.get(key)
+    name = printable(key).strip() or printable(stem)
+    title = known.title if known else printable(results.title or name).strip() or name
+    if name in taken:
+        name, title = f"{name} ({printable(path.name)})", f"{title} ({printable(path.name)})"
+    return Run(path, results, name, title)

@@ -1,0 +1,52 @@
+"""The files of an analysis: rendered in memory first, then each replaced wholly or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from gradsync.analysis import bar_charts, curves
+from gradsync.analysis.canvas import quiet_matplotlib
+from gradsync.analysis.comparison import Comparison
+from gradsync.analysis.report import render_report
+from gradsync.errors import RunError, UsageError
+from gradsync.results import write_bytes_atomically
+
+CHARTS = {
+    "throughput_comparison": bar_charts.throughput_comparison,
+    "training_time_comparison": bar_charts.training_time_comparison,
+    "loss_curves": curves.loss_curves,
+    "accuracy_curves": curves.accuracy_curves,
+    "communication_overhead": bar_charts.communication_overhead,
+    "time_breakdown": bar_charts.time_breakdown,
+}
+
+
+def render(comparison: Comparison) -> dict[Path, bytes]:
+    """Relative path and content of each file; the report last, so that it never describes older charts.
+
+    Every chart is drawn each time, if need be with a sentence in place of bars: a chart of an earlier
+    analysis beside a new report would mislead.
+    """
+    with quiet_matplotlib():
+        files = {Path("plots") / f"{name}.png": draw(comparison) for name, draw in CHARTS.items()}
+    return files | {Path("performance_report.txt"): render_report(comparison).encode("utf-8", "backslashreplace")}
+
+
+def write(directory: Path, files: dict[Path, bytes]) -> list[Path]:
+    """Write ``files`` below ``directory``, which is made if need be. Returns their paths.
+
+    Raises UsageError that names a target which cannot be written, RunError where the disk is full.
+    """
+    written = []
+    for relative, content in files.items():
+        path = directory / relative
+        try:
+            write_bytes_atomically(path, content)
+        except OSError as error:
+            text = f"{path}: cannot be written ({error.strerror}); choose another --output-dir"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise RunError(text) from error
+            raise UsageError(text) from error
+        written.append(path)
+    return written

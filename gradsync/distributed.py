@@ -1,0 +1,178 @@
+"""Who am I, who are the others, and over what do we talk.
+
+The only place that reads the launcher's environment variables. A process that torchrun did not start is
+a group of one, so nothing elsewhere needs a special case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gradsync.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher told this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    by_torchrun: bool = False
+
+    @property
+    def num_hosts(self) -> int:
+        return max(1, self.world_size // self.local_world_size)
+
+
+def read_launch(environment: dict[str, str] | os._Environ[str] = os.environ) -> Launch:
+    """The launch from RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or a launch of one."""
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return Launch()
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    return Launch(
+        rank=rank,
+        world_size=world_size,
+        local_rank=int(environment.get("LOCAL_RANK", rank)),
+        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
+        by_torchrun=True,
+    )
+
+
+def choose_backend(requested: str, launch: Launch) -> tuple[str, torch.device]:
+    """Backend and device of this rank. Raises UsageError where the request cannot be met.
+
+    With gloo, ranks share the GPUs there are; nccl needs one GPU per rank.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested == "nccl" and gpus == 0:
+        raise UsageError("--backend nccl: no GPU on this host; use --backend gloo (or leave it out)")
+    if requested == "nccl" and launch.local_world_size > gpus:
+        raise UsageError(
+            f"--backend nccl: {launch.local_world_size} ranks on a host with {gpus} GPU(s), and NCCL needs one each; "
+            f"use --nproc_per_node={gpus}, or --backend gloo to share them"
+        )
+    one_gpu_each = 0 < launch.local_world_size <= gpus
+    backend = requested if requested != "auto" else ("nccl" if one_gpu_each and launch.by_torchrun else "gloo")
+    device = torch.device("cuda", launch.local_rank % gpus) if gpus else torch.device("cpu")
+    return backend, device
+
+
+def share_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
+    """Start and stop of contiguous share ``part``; the sizes of all shares differ by at most one."""
+    base, extra = divmod(total, parts)
+    start = part * base + min(part, extra)
+    return start, start + base + (part < extra)
+
+
+@dataclass(frozen=True)
+class ReplicaContext:
+    """This process's place in the job. Formulas use the replica fields, never the world size.
+
+    ``control`` spans all ranks and ``replicas`` the replicas; both are gloo groups for small tensors on the
+    CPU (metrics, requests, barriers), so that they cost the accelerator nothing. Gradients and parameters
+    go over the default group.
+    """
+
+    launch: Launch
+    backend: str
+    device: torch.device
+    num_servers: int
+    control: dist.ProcessGroup
+    replicas: dist.ProcessGroup
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.launch.world_size
+
+    @property
+    def num_replicas(self) -> int:
+        return self.world_size - self.num_servers
+
+    @property
+    def is_server(self) -> bool:
+        return self.rank < self.num_servers
+
+    @property
+    def replica_rank(self) -> int | None:
+        return None if self.is_server else self.rank - self.num_servers
+
+    @property
+    def replica_ranks(self) -> range:
+        return range(self.num_servers, self.world_size)
+
+    @property
+    def is_recorder(self) -> bool:
+        """The one rank that draws the progress bar, prints and writes files."""
+        return self.replica_rank == 0
+
+    @property
+    def stages_through_cpu(self) -> bool:
+        """gloo's send and recv know no GPU memory."""
+        return self.backend == "gloo" and self.device.type != "cpu"
+
+    def barrier(self) -> None:
+        """Wait for all replicas."""
+        self.max_over_replicas(0.0)
+
+    def max_over_replicas(self, value: float) -> float:
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.replicas)
+        return tensor.item()
+
+    def sum_over_replicas(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over replicas, as float64 on the CPU."""
+        total = tensor.detach().to("cpu", torch.float64).clone()
+        dist.all_reduce(total, group=self.replicas)
+        return total
+
+    def gather_records(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """The record of every rank, by rank, on every rank. JSON, so that no pickle is ever loaded."""
+        encoded = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([encoded.numel()]), group=self.control)
+        longest = int(max(size.item() for size in sizes))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: encoded.numel()] = encoded
+        gathered = [torch.zeros_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded, group=self.control)
+        return [json.loads(bytes(data[: int(size)].tolist())) for data, size in zip(gathered, sizes, strict=True)]
+
+
+@contextmanager
+def process_group(
+    launch: Launch, backend: str, device: torch.device, num_servers: int, timeout: float,
+    store: dist.Store | None = None,
+) -> Iterator[ReplicaContext]:
+    """Join the job for the duration of the block. ``store`` replaces the launcher's rendezvous (tests)."""
+    if launch.num_hosts == 1 and os.path.isdir("/sys/class/net/lo"):
+        # gloo would otherwise look up the host's name, which fails or leaves the machine on some hosts.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if store is None and not launch.by_torchrun:
+        store = dist.HashStore()
+    limit = timedelta(seconds=timeout)
+    where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
+    dist.init_process_group(backend, timeout=limit, **where)
+    control = dist.new_group(backend="gloo", timeout=limit)
+    replica_ranks = list(range(num_servers, launch.world_size))
+    replicas = dist.new_group(replica_ranks, backend="gloo", timeout=limit)
+    yield ReplicaContext(launch, backend, device, num_servers, control, replicas)
+    # Only on success: after a failure the peers may be gone, and leaving is what tells them.
+    dist.barrier(group=control)
+    dist.destroy_process_group()

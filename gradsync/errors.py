@@ -1,0 +1,9 @@
+"""The two ways in which a script of this project ends badly."""
+
+
+class UsageError(Exception):
+    """Input that cannot be used: one line that names the flag or file and what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """A run that failed for a reason we can name: one line. Exit code 1."""

@@ -1,0 +1,215 @@
+"""From flags to results file: the part of a training script's ``main`` that does not depend on the method."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from gradsync.config import Plan, TrainConfig, parse_config
+from gradsync.data import ReplicaData, smallest_share
+from gradsync.datasets import ImageData, choose_dataset, open_dataset
+from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group, read_launch
+from gradsync.errors import RunError, UsageError
+from gradsync.method import Method
+from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
+from gradsync.results import (
+    TIME_FORMAT,
+    Environment,
+    RunResults,
+    remove_stale_temporaries,
+    write_bytes_atomically,
+    write_results,
+)
+from gradsync.screen import say, show_header
+from gradsync.training import Server, serve, train
+
+FIRST_WORD_SECONDS = 20.0
+
+
+def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Server] | None = None,
+               description: str | None = None, argv: list[str] | None = None) -> int:
+    """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
+    launch = read_launch()
+    try:
+        prepared = Prepared(choose_method(launch), server, launch, parse_config(argv, description))
+    except UsageError as error:
+        if launch.local_rank != 0:
+            # Every rank found the same; torchrun ends the others as soon as the first one on this host, whose
+            # word this is, has said it. Only if it has nothing to say do we speak.
+            time.sleep(FIRST_WORD_SECONDS)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    try:
+        prepared.run()
+    except (RunError, OSError, RuntimeError) as error:
+        prepared.report_failure(error)
+        return 1
+    return 0
+
+
+class Prepared:
+    """A run whose input has been checked: everything that can be refused is refused before any group exists.
+
+    Raises UsageError that names the flag or file.
+    """
+
+    def __init__(self, method: type[Method], server: type[Server] | None, launch: Launch,
+                 config: TrainConfig) -> None:
+        self.method, self.server, self.launch, self.config = method, server, launch, config
+        num_replicas = launch.world_size - method.num_servers
+        if num_replicas < 1:
+            raise UsageError(f"{method.title} needs {method.num_servers + 1} ranks or more (a server and workers), "
+                             f"got {launch.world_size}: start it with torchrun --nproc_per_node=2 or more")
+        self.backend, self.device = choose_backend(config.backend, launch)
+        self.global_batch = config.global_batch(num_replicas)
+        self.output_dir = Path(config.output_dir)
+        check_writable(self.output_dir)
+        name = choose_model(config, choose_dataset(config)[0])
+        self.data = open_dataset(config, grey=name == GROUPNORM_CNN)
+        info = self.data.info
+        if info.train_samples < num_replicas:
+            raise UsageError(f"--data-dir: {info.train_samples} training samples for {num_replicas} replicas, so one "
+                             "would never get a sample; use fewer ranks")
+        if info.val_samples == 0:
+            raise UsageError("--data-dir: the validation set is empty")
+        # Every rank starts from weights of its own; what makes them equal is the method's initial
+        # synchronisation, and leaving that out is seen at once. Rank 0's are those of every method.
+        self.model = build_model(name, info, config, seed=config.seed + launch.rank)
+        if smallest_share(info.train_samples, self.global_batch, num_replicas) == 1:
+            check_normalisation(self.model, info)
+        self.plan = Plan.of(config, info.train_samples, self.global_batch)
+        self.results = RunResults(
+            schema_version=1, status="complete", method=method.name, title=method.title,
+            world_size=launch.world_size, num_replicas=num_replicas, num_servers=method.num_servers,
+            num_workers=num_replicas if method.num_servers else None,
+            batch_size=-(-self.global_batch // num_replicas), global_batch_size=self.global_batch,
+            steps_per_epoch=self.plan.epoch_lengths[0],
+            samples_per_epoch=min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch),
+            dataset=info, model=describe_model(name, self.model), recipe=self.recipe(name),
+        )
+
+    def recipe(self, model: str) -> dict[str, Any]:
+        """All that must be equal for two runs to be comparable, as it took effect."""
+        info = self.data.info
+        return {
+            **self.config.recipe_flags(),
+            "lr": self.plan.learning_rate, "global_batch_size": self.global_batch,
+            "dataset": info.name, "model": model, "image_size": info.image_shape[-1],
+            "optimizer": "sgd", "loss": "cross_entropy",
+        }
+
+    def run(self) -> None:
+        """Train and, on the recorder, write the results and the best model."""
+        config = self.config
+        self.results.start_time = datetime.now().strftime(TIME_FORMAT)
+        with process_group(self.launch, self.backend, self.device, self.method.num_servers, config.timeout) as ctx:
+            self.results.environment = describe_environment(ctx)
+            if ctx.is_recorder:
+                show_header(self.results, ctx, self.data.note)
+                self.note_short_batch()
+            module = place(self.model, config, ctx)
+            if ctx.is_server:
+                assert self.server is not None
+                serve(self.server(module, config, ctx, self.plan), self.plan)
+                return
+            data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
+            method = self.method(module, config, ctx, self.plan)
+            best = train(method, data, self.plan, self.results)
+            if ctx.is_recorder:
+                self.write(best)
+
+    def note_short_batch(self) -> None:
+        samples = self.data.info.train_samples
+        if samples < self.global_batch:
+            say(f"Note: {samples} training samples are fewer than one global batch of {self.global_batch}: "
+                "each epoch is one short step")
+
+    def write(self, best: dict[str, torch.Tensor]) -> None:
+        """Replace an earlier run's results and best model, now that this one has succeeded."""
+        self.results.end_time = datetime.now().strftime(TIME_FORMAT)
+        buffer = io.BytesIO()
+        torch.save(best, buffer)
+        model_path = self.output_dir / "saved_models" / f"{self.method.name}_best.pth"
+        write_bytes_atomically(model_path, buffer.getvalue())
+        write_results(self.path, self.results)
+        self.failed_path.unlink(missing_ok=True)
+        say(f"Best validation accuracy: {self.results.best_accuracy:.2f}%")
+        say(f"Results: {self.path}, best model: {model_path}")
+
+    @property
+    def path(self) -> Path:
+        return self.output_dir / f"results_{self.method.name}.json"
+
+    @property
+    def failed_path(self) -> Path:
+        return self.output_dir / f"results_{self.method.name}.failed.json"
+
+    def report_failure(self, error: Exception) -> None:
+        """One line that names the rank; a trace for what we did not foresee; a results file that says failed."""
+        if isinstance(error, RunError):
+            # A data-loading process wraps the error in its own trace; the last line is the error itself.
+            cause = str(error).strip().splitlines()[-1].removeprefix("gradsync.errors.RunError: ")
+        else:
+            traceback.print_exc()
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        message = f"{self.method.name}, rank {self.launch.rank}: {cause}"
+        if self.launch.rank == self.method.num_servers:
+            self.results.status, self.results.error = "failed", message
+            self.results.end_time = datetime.now().strftime(TIME_FORMAT)
+            with suppress(OSError, ValueError):  # the failure itself is the news, and it is on the screen
+                write_results(self.failed_path, self.results)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def check_writable(directory: Path) -> None:
+    """Create the output directory. Raises UsageError where that, or writing into it, is not possible."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(directory)
+    except OSError as error:
+        raise UsageError(f"--output-dir {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UsageError(f"--output-dir {directory}: not writable")
+
+
+def place(model: nn.Module, config: TrainConfig, ctx: ReplicaContext) -> nn.Module:
+    """The model on this rank's device, in the memory format and compiled as the flags say."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(ctx.device, memory_format=layout)
+    if config.compile and not ctx.is_server:
+        model.compile()
+    return model
+
+
+def replica_data(data: ImageData, config: TrainConfig, ctx: ReplicaContext, global_batch: int,
+                 dtype: torch.dtype) -> ReplicaData:
+    return ReplicaData(data, ctx, global_batch, config.seed, config.workers, dtype, config.channels_last)
+
+
+def describe_environment(ctx: ReplicaContext) -> Environment:
+    """Versions, devices and transport of the whole job."""
+    gpu = ctx.device.type == "cuda"
+    name = torch.cuda.get_device_name(ctx.device) if gpu else f"CPU {platform.machine()}"
+    records = ctx.gather_records({"host": socket.gethostname(), "device": f"{ctx.device} ({name})"})
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
+    return Environment(
+        python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
+        device=name, devices=[record["device"] for record in records],
+        cpu_cores=len(os.sched_getaffinity(0)), threads_per_rank=torch.get_num_threads(),
+        num_hosts=len({record["host"] for record in records}), ranks_per_host=ctx.launch.local_world_size,
+        backend=ctx.backend, transport="nccl" if ctx.backend == "nccl" else f"gloo over TCP ({interface})",
+    )

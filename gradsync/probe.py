@@ -1,0 +1,81 @@
+"""Warm-up and the exposed-communication probe: steps whose effect on the model is discarded."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from gradsync.data import Batch
+from gradsync.method import Method, Updater
+from gradsync.results import Probe
+from gradsync.timing import synchronize
+
+WARM_UP_STEPS = 3
+MIN_ROUNDS, MAX_ROUNDS = 3, 15
+MAX_SECONDS = 20.0
+
+
+@contextmanager
+def discarded(module: nn.Module, updater: Updater) -> Iterator[None]:
+    """Put parameters, buffers and the updater's state back to what they were before the block."""
+    module_state, updater_state = deepcopy(module.state_dict()), deepcopy(updater.state_dict())
+    yield
+    module.load_state_dict(module_state)
+    updater.load_state_dict(updater_state)
+
+
+def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
+    """Exposed communication = step time minus the time of the same step without synchronisation.
+
+    After the warm-up, rounds of one synchronised and one local step in turn, on one real batch, each from a
+    common start and timed to the end of the device's work; a round's figure is the mean over replicas. The
+    synchronised step ends when the replica holds the updated parameters, for every method alike. A method that does not
+    synchronise is warmed up only.
+    """
+    ctx = method.ctx
+
+    def seconds(step: Callable[[], None]) -> float:
+        ctx.barrier()
+        start = time.perf_counter()
+        step()
+        synchronize(ctx.device)
+        return time.perf_counter() - start
+
+    def synchronised() -> None:
+        method.step(batch)
+        method.refresh_parameters()
+
+    synced, local = [], []
+    with discarded(method.module, method.updater):
+        for _ in range(WARM_UP_STEPS):
+            seconds(synchronised)
+            seconds(lambda: method.local_step(batch))
+        begin = time.perf_counter()
+        while method.synchronises and len(synced) < MAX_ROUNDS:
+            synced.append(seconds(synchronised))
+            local.append(seconds(lambda: method.local_step(batch)))
+            # All replicas must agree on the number of rounds, so the slowest one's watch decides.
+            if ctx.max_over_replicas(time.perf_counter() - begin) > MAX_SECONDS and len(synced) >= MIN_ROUNDS:
+                break
+    method.clock.start_epoch()
+    method.traffic.take()
+    if not synced:
+        return None
+    means = ctx.sum_over_replicas(torch.tensor([synced, local])) / ctx.num_replicas
+    return summarise_rounds(*means.tolist())
+
+
+def summarise_rounds(step_times: list[float], local_step_times: list[float]) -> Probe:
+    """Median and interquartile range of the paired differences, in seconds."""
+    differences = [synced - local for synced, local in zip(step_times, local_step_times, strict=True)]
+    low, _, high = statistics.quantiles(differences, n=4, method="inclusive")
+    return Probe(
+        rounds=len(differences), step_times=step_times, local_step_times=local_step_times,
+        exposed_communication=statistics.median(differences), exposed_communication_iqr=high - low,
+    )

@@ -1,0 +1,269 @@
+"""The results file of one run: its schema, how it is written, how it is read.
+
+Seconds and bytes throughout; accuracies in percent; throughput in images per second. ``None`` (``null``
+on disk) means *not known*, never zero. The keys that users of such scripts already parse (``method`` ...
+``summary``) keep their names and places, so that a file which holds only those is read as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradsync.errors import UsageError
+
+SCHEMA_VERSION = 1
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+MAX_BYTES = 512 * 1024 * 1024
+# Names under which scripts of this kind keep the per-step losses inside an epoch instead of at the top.
+PER_EPOCH_LOSS_KEYS = ("all_losses", "batch_losses", "step_losses", "losses")
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Unknown keys are kept, so that a newer file still reads; NaN and infinities are refused."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+
+class ServerEpoch(Section):
+    """The parameter server's side of one epoch, mean seconds per step."""
+
+    wait: Seconds  # until a worker's push begins: the workers are computing
+    send_parameters: Seconds
+    receive_gradients: Seconds
+    update: Seconds
+    updates: Count  # optimizer steps
+    bytes_sent: Count  # over the epoch
+    bytes_received: Count
+    messages: Count
+
+
+class EpochResults(Section):
+    """One epoch. ``train_time`` is the wall time of its training part, on the slowest replica."""
+
+    epoch: Count
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    train_time: Seconds | None = None
+    train_throughput: float | None = None  # samples / train_time, img/s over all replicas
+    avg_batch_time: Seconds | None = None  # train_time / steps
+    avg_comm_time: Seconds | None = None  # per step, where communication is a phase of its own
+    avg_comm_time_pull: Seconds | None = None
+    avg_comm_time_push: Seconds | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    steps: Count | None = None
+    samples: Count | None = None  # training samples consumed by all replicas
+    val_samples: Count | None = None  # validation samples evaluated, each counted once
+    learning_rate: float | None = None  # at the epoch's last step
+    phases: dict[str, Seconds] | None = None  # seconds over the epoch, mean over replicas
+    phases_per_replica: list[dict[str, Seconds]] | None = None
+    step_times: list[Seconds] | None = None  # of replica 0
+    fingerprints: list[str] | None = None  # of the parameters, one a replica
+    server: ServerEpoch | None = None
+
+
+class Summary(Section):
+    avg_train_throughput: float | None = None
+    avg_train_time_per_epoch: Seconds | None = None
+    best_val_accuracy: float | None = None
+    final_train_accuracy: float | None = None
+
+
+class DatasetInfo(Section):
+    name: str
+    train_samples: Count
+    val_samples: Count
+    num_classes: Count
+    image_shape: list[Count]  # channels, height, width
+    accuracy_is_meaningful: bool = True
+    train_transforms: str = ""
+    val_transforms: str = ""
+
+
+class ModelInfo(Section):
+    name: str
+    parameters: Count
+    tensors: Count  # parameter tensors that take a gradient
+    gradient_bytes: Count  # of one full set of gradients
+
+
+class Environment(Section):
+    python: str
+    torch: str
+    torchvision: str
+    device: str
+    devices: list[str]  # one a rank
+    cpu_cores: Count
+    threads_per_rank: Count
+    num_hosts: Count
+    ranks_per_host: Count
+    backend: str
+    transport: str
+
+
+class Probe(Section):
+    """Exposed communication: the same step with and without synchronisation, in turn, discarded afterwards.
+
+    Lists hold one number a round, the mean over replicas.
+    """
+
+    rounds: Count
+    step_times: list[Seconds]
+    local_step_times: list[Seconds]
+    exposed_communication: float | None  # median of the paired differences; may be slightly negative
+    exposed_communication_iqr: Seconds | None
+
+
+class Communication(Section):
+    """Counted where it is sent. A replica's bytes are what it hands to the communication calls."""
+
+    replica_bytes_per_step: float | None
+    replica_messages_per_step: float | None
+    server_bytes_per_step: float | None = None
+    server_messages_per_step: float | None = None
+
+
+class RunResults(Section):
+    """Everything one run leaves behind; also a failed one, with ``status`` and ``error``."""
+
+    schema_version: int | None = None
+    status: Literal["complete", "failed"] | None = None
+    error: str | None = None
+    method: str
+    title: str | None = None
+    world_size: Count | None = None
+    num_workers: Count | None = None  # worker ranks of a parameter server
+    num_servers: Count | None = None
+    num_replicas: Count | None = None
+    batch_size: Count | None = None  # per replica
+    global_batch_size: Count | None = None
+    start_time: str | None = None
+    end_time: str | None = None
+    steps_per_epoch: Count | None = None
+    samples_per_epoch: Count | None = None
+    epochs: list[EpochResults] = []
+    all_losses: list[float] = []
+    best_accuracy: float | None = None
+    summary: Summary | None = None
+    recipe: dict[str, Any] | None = None
+    dataset: DatasetInfo | None = None
+    model: ModelInfo | None = None
+    environment: Environment | None = None
+    probe: Probe | None = None
+    communication: Communication | None = None
+    initial_fingerprints: list[str] | None = None  # one a replica, before step 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hoist_per_epoch_losses(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("all_losses") or not isinstance(data.get("epochs"), list):
+            return data
+        losses: list[Any] = []
+        for epoch in data["epochs"]:
+            if isinstance(epoch, dict):
+                losses += next((epoch[key] for key in PER_EPOCH_LOSS_KEYS if isinstance(epoch.get(key), list)), [])
+        return {**data, "all_losses": losses}
+
+
+def summarise(epochs: list[EpochResults]) -> Summary:
+    """The ``summary`` of a run: means over its epochs, which are all of one length."""
+    if not epochs:
+        return Summary()
+    return Summary(
+        avg_train_throughput=_mean([e.train_throughput for e in epochs]),
+        avg_train_time_per_epoch=_mean([e.train_time for e in epochs]),
+        best_val_accuracy=max((e.val_accuracy for e in epochs if e.val_accuracy is not None), default=None),
+        final_train_accuracy=epochs[-1].train_accuracy,
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` wholly or not at all."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` wholly or not at all; raises OSError, and then leaves no temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def remove_stale_temporaries(directory: Path) -> None:
+    """Remove what a crash between writing and renaming has left of earlier results.
+
+    Another run may be writing into the same directory just now, so only files older than an hour are stale.
+    """
+    for leftover in directory.glob(".results_*.json.*.tmp"):
+        if time.time() - leftover.stat().st_mtime > 3600:
+            leftover.unlink(missing_ok=True)
+
+
+def write_results(path: Path, results: RunResults) -> None:
+    """Write ``results`` as JSON. Raises ValueError where a figure is not finite."""
+    text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomically(path, text + "\n")
+
+
+def read_results(path: Path) -> RunResults:
+    """Read ours or an older file; raises UsageError that names the file and the line or key."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_BYTES >> 20} MiB: not a results file")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UsageError(f"{path}: not JSON ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: holds a {type(data).__name__}, expected an object with 'method' and 'epochs'")
+    for key in _non_finite_keys(data):
+        raise UsageError(f"{path}: key {key} is not a finite number")
+    try:
+        return RunResults.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        raise UsageError(f"{path}: key {key}: {first['msg']}") from error
+
+
+def _non_finite_keys(value: Any, key: str = "") -> Iterator[str]:
+    """Paths of NaN and infinities anywhere, also under keys that the schema does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _non_finite_keys(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _non_finite_keys(item, f"{key}.{index}")
