@@ -22,7 +22,6 @@ from gradsync.distributed import Launch, ReplicaContext
 from gradsync.main import run_script
 from gradsync.method import Method, StepOutput
 
-
 # BatchNorm statistics are averaged before evaluation, as in every method, and not broadcast in each forward
 # pass. The option has a new name since torch 2.15.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters

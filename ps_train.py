@@ -30,6 +30,20 @@ PULL, PUSH, END_EPOCH = range(3)
 COMMANDS = ("pull", "push", "end of epoch")
 
 
+def as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
+    """A flat view of a dense tensor's memory, in memory order: send and recv refuse channels-last strides."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    """The gradient, in its parameter's memory layout; zeros where this forward pass did not use it."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    if parameter.grad.stride() != parameter.stride():
+        return torch.empty_like(parameter).copy_(parameter.grad)
+    return parameter.grad
+
+
 class Link:
     """Tensors to and from one peer at a time, counted. The receiver names its peer, so a dead one is noticed."""
 
@@ -37,17 +51,19 @@ class Link:
         self.ctx, self.traffic = ctx, Traffic()
 
     def send(self, tensor: torch.Tensor, peer: int) -> None:
-        dist.send(tensor.cpu() if self.ctx.stages_through_cpu else tensor, dst=peer)
+        wire = as_it_lies(tensor)
+        dist.send(wire.cpu() if self.ctx.stages_through_cpu else wire, dst=peer)
         self.traffic.sent(tensor)
 
     def receive(self, tensor: torch.Tensor, peer: int) -> None:
         """Fill ``tensor``, which must have the sender's shape, type and layout: the wire carries bytes only."""
+        wire = as_it_lies(tensor)
         if self.ctx.stages_through_cpu:
-            staged = torch.empty_like(tensor, device="cpu")
+            staged = torch.empty_like(wire, device="cpu")
             dist.recv(staged, src=peer)
-            tensor.copy_(staged)
+            wire.copy_(staged)
         else:
-            dist.recv(tensor, src=peer)
+            dist.recv(wire, src=peer)
         self.traffic.received(tensor)
 
     def send_request(self, command: int, samples: int) -> None:
@@ -105,12 +121,12 @@ class ParameterServerWorker(Method):
             self.link.receive(scale, SERVER)
             self.updater.scaler.update(new_scale=scale)
 
+    @torch.no_grad()
     def push(self, samples: int) -> None:
         self.link.send_request(PUSH, samples)
         for parameter in self.module.parameters():
             if parameter.requires_grad:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.link.send(gradient, SERVER)
+                self.link.send(gradient_of(parameter), SERVER)
         self.parameters_are_current = False
 
     def end_epoch(self) -> None:

@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A run that failed for a reason we can name: one line. Exit code 1."""
+
+
+class JobError(RunError):
+    """A failure that all ranks see alike, so that one of them is enough to say so."""

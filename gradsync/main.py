@@ -23,7 +23,7 @@ from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import ReplicaData, smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
 from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group, read_launch
-from gradsync.errors import RunError, UsageError
+from gradsync.errors import JobError, RunError, UsageError
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
 from gradsync.results import (
@@ -48,27 +48,34 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
         prepared = Prepared(choose_method(launch), server, launch, parse_config(argv, description))
     except UsageError as error:
         if launch.local_rank != 0:
-            # Every rank found the same; torchrun ends the others as soon as the first one on this host, whose
-            # word this is, has said it. Only if it has nothing to say do we speak.
-            time.sleep(FIRST_WORD_SECONDS)
+            leave_the_word_to_another()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     try:
         prepared.run()
-    except (RunError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, the results file and the one line must say so
         prepared.report_failure(error)
         return 1
     return 0
 
 
+def leave_the_word_to_another() -> None:
+    """Wait to be ended: every rank has found the same, and one line is enough.
+
+    torchrun ends all ranks as soon as the first has left, so the one that speaks must be the first. Only where
+    that does not happen does this return, and the caller speaks for itself.
+    """
+    time.sleep(FIRST_WORD_SECONDS)
+
+
 class Prepared:
     """A run whose input has been checked: everything that can be refused is refused before any group exists.
 
-    Raises UsageError that names the flag or file.
+    Raises UsageError that names the flag or file. ``data`` saves opening the data set once more.
     """
 
     def __init__(self, method: type[Method], server: type[Server] | None, launch: Launch,
-                 config: TrainConfig) -> None:
+                 config: TrainConfig, data: ImageData | None = None) -> None:
         self.method, self.server, self.launch, self.config = method, server, launch, config
         num_replicas = launch.world_size - method.num_servers
         if num_replicas < 1:
@@ -76,10 +83,8 @@ class Prepared:
                              f"got {launch.world_size}: start it with torchrun --nproc_per_node=2 or more")
         self.backend, self.device = choose_backend(config.backend, launch)
         self.global_batch = config.global_batch(num_replicas)
-        self.output_dir = Path(config.output_dir)
-        check_writable(self.output_dir)
         name = choose_model(config, choose_dataset(config)[0])
-        self.data = open_dataset(config, grey=name == GROUPNORM_CNN)
+        self.data = data or open_dataset(config, grey=name == GROUPNORM_CNN)
         info = self.data.info
         if info.train_samples < num_replicas:
             raise UsageError(f"--data-dir: {info.train_samples} training samples for {num_replicas} replicas, so one "
@@ -89,16 +94,19 @@ class Prepared:
         # Every rank starts from weights of its own; what makes them equal is the method's initial
         # synchronisation, and leaving that out is seen at once. Rank 0's are those of every method.
         self.model = build_model(name, info, config, seed=config.seed + launch.rank)
-        if smallest_share(info.train_samples, self.global_batch, num_replicas) == 1:
-            check_normalisation(self.model, info)
         self.plan = Plan.of(config, info.train_samples, self.global_batch)
+        per_epoch = min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch)
+        if smallest_share(per_epoch, self.global_batch, num_replicas) == 1:
+            check_normalisation(self.model, info)
+        self.output_dir = Path(config.output_dir)
+        check_writable(self.output_dir)
         self.results = RunResults(
             schema_version=1, status="complete", method=method.name, title=method.title,
             world_size=launch.world_size, num_replicas=num_replicas, num_servers=method.num_servers,
             num_workers=num_replicas if method.num_servers else None,
             batch_size=-(-self.global_batch // num_replicas), global_batch_size=self.global_batch,
             steps_per_epoch=self.plan.epoch_lengths[0],
-            samples_per_epoch=min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch),
+            samples_per_epoch=per_epoch,
             dataset=info, model=describe_model(name, self.model), recipe=self.recipe(name),
         )
 
@@ -160,6 +168,9 @@ class Prepared:
 
     def report_failure(self, error: Exception) -> None:
         """One line that names the rank; a trace for what we did not foresee; a results file that says failed."""
+        recorder = self.launch.rank == self.method.num_servers
+        if isinstance(error, JobError) and not recorder:
+            leave_the_word_to_another()
         if isinstance(error, RunError):
             # A data-loading process wraps the error in its own trace; the last line is the error itself.
             cause = str(error).strip().splitlines()[-1].removeprefix("gradsync.errors.RunError: ")
@@ -167,7 +178,7 @@ class Prepared:
             traceback.print_exc()
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         message = f"{self.method.name}, rank {self.launch.rank}: {cause}"
-        if self.launch.rank == self.method.num_servers:
+        if recorder:
             self.results.status, self.results.error = "failed", message
             self.results.end_time = datetime.now().strftime(TIME_FORMAT)
             with suppress(OSError, ValueError):  # the failure itself is the news, and it is on the screen

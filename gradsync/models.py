@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import warnings
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ def groupnorm_cnn(num_classes: int, in_channels: int) -> nn.Module:
     """
     layers: list[nn.Module] = []
     widths = (in_channels, 16, 32, 64)
-    for wide_in, wide_out in zip(widths, widths[1:], strict=False):
+    for wide_in, wide_out in itertools.pairwise(widths):
         layers += [nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False), nn.GroupNorm(8, wide_out), nn.ReLU(),
                    nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * widths[-1], num_classes))
@@ -61,7 +63,9 @@ def load_weights(model: nn.Module, path: Path, replace_head: bool) -> None:
     Raises UsageError that names the file where it is missing, damaged, no state dict, or does not fit.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the file's format; whether it loads is what counts
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"--weights {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises whatever its zip and pickle readers raise

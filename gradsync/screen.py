@@ -26,8 +26,10 @@ def show_header(results: RunResults, ctx: ReplicaContext, note: str) -> None:
     first, last = ctx.replica_ranks[0], ctx.replica_ranks[-1]
     ranks = f"Rank {first}" if first == last else f"Rank {first}-{last}"
     roles = f"PS: Rank 0, Workers: {ranks}" if ctx.num_servers else f"Replicas: {ranks}"
-    data, model, env, recipe = results.dataset, results.model, results.environment, results.recipe
-    assert data and model and env and recipe is not None
+    data, model, env, recipe = results.dataset, results.model, results.environment, results.recipe or {}
+    assert data is not None
+    assert model is not None
+    assert env is not None
     say(f"Starting {results.title} Training")
     say(f"World Size: {ctx.world_size}, {roles}")
     say(f"Data: {data.name}, {data.train_samples:,} training and {data.val_samples:,} validation images, "

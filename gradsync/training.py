@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from torch.nn import functional
 from gradsync.config import Plan
 from gradsync.data import Batch, ReplicaData
 from gradsync.distributed import ReplicaContext
-from gradsync.errors import RunError
+from gradsync.errors import JobError
 from gradsync.method import Method, Tally, Updater
 from gradsync.models import average_buffers, parameter_fingerprint
 from gradsync.probe import discarded, warm_up_and_probe
@@ -26,7 +27,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
     """Train this replica through the plan and fill ``results``, alike on all replicas.
 
     Returns the state dict (on the CPU) of the epoch with the best validation accuracy; empty except on the
-    recorder. Raises RunError where ranks disagree on their parameters or a loss is not finite.
+    recorder. Raises JobError where ranks disagree on their parameters or a loss is not finite.
     """
     ctx = method.ctx
     fingerprints = agreed_fingerprints(ctx, method.module, "before the first step")
@@ -34,7 +35,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
     method.end_epoch()
     results.initial_fingerprints = agreed_fingerprints(ctx, method.module, "after the discarded warm-up")
     if results.initial_fingerprints != fingerprints:
-        raise RunError(f"{method.name}: the discarded warm-up has changed the parameters")
+        raise JobError(f"{method.name}: the discarded warm-up has changed the parameters")
     torch.manual_seed(method.config.seed + 1 + ctx.rank)  # for dropout: each replica draws its own
     if ctx.is_recorder:
         show_probe(results)
@@ -83,6 +84,7 @@ def train_epoch(method: Method, data: ReplicaData, number: int,
     progress.close()
     method.end_epoch()
 
+    check_losses(ctx, tally, number)
     step_losses, correct = reduce_tally(ctx, tally)
     results.all_losses += step_losses
     samples, steps = tally.global_samples, tally.steps
@@ -100,7 +102,6 @@ def train_epoch(method: Method, data: ReplicaData, number: int,
     record = {
         "phases": phases, "fingerprint": parameter_fingerprint(method.module), "steps": steps,
         "bytes_per_step": method.bytes_per_step(steps), "messages_per_step": method.messages_per_step(steps),
-        "bad_step": first_non_finite(tally),
     }
     method.traffic.take()
     return epoch, record
@@ -111,20 +112,26 @@ def reduce_tally(ctx: ReplicaContext, tally: Tally) -> tuple[list[float], int]:
     sums = tally.losses.cpu() * torch.tensor(tally.shares, dtype=torch.float64)
     totals = ctx.sum_over_replicas(torch.cat([sums, tally.correct.cpu().double().reshape(1)]))
     losses = totals[:-1] / torch.tensor(tally.global_batches, dtype=torch.float64)
-    return losses.tolist(), round(totals[-1].item()) if torch.isfinite(totals[-1]) else 0
+    return losses.tolist(), round(totals[-1].item())
 
 
-def first_non_finite(tally: Tally) -> int | None:
-    """The first step (1-based) whose loss on this replica is NaN or infinite."""
+def check_losses(ctx: ReplicaContext, tally: Tally, epoch: int) -> None:
+    """Raises JobError that names the rank and step of the first loss that is NaN or infinite."""
     bad = torch.nonzero(~torch.isfinite(tally.losses)).flatten().tolist()
-    return bad[0] + 1 if bad else None
+    first_bad = torch.zeros(ctx.num_replicas)
+    first_bad[ctx.replica_rank] = bad[0] + 1 if bad else 0
+    steps = {rank: int(step) for rank, step in zip(ctx.replica_ranks, ctx.sum_over_replicas(first_bad), strict=True)}
+    failed = sorted((step, rank) for rank, step in steps.items() if step)
+    if failed:
+        step, rank = failed[0]
+        raise JobError(f"rank {rank}: the loss is not finite at epoch {epoch}, step {step}; try a smaller --lr")
 
 
 @torch.no_grad()
 def evaluate(method: Method, batches: Iterable[Batch]) -> tuple[float, float, int]:
     """Mean loss, accuracy in percent, and number of samples of the whole validation set.
 
-    Each replica evaluates its share; every sample counts once.
+    Each replica evaluates its share; every sample counts once. Raises JobError for a loss that is not finite.
     """
     device = method.ctx.device
     method.module.eval()
@@ -138,6 +145,8 @@ def evaluate(method: Method, batches: Iterable[Batch]) -> tuple[float, float, in
         samples += batch.num_samples
     sums = method.ctx.sum_over_replicas(torch.tensor([loss.item(), correct.item(), samples], dtype=torch.float64))
     total_loss, total_correct, total = sums.tolist()
+    if not math.isfinite(total_loss):
+        raise JobError("the validation loss is not finite; try a smaller --lr")
     return total_loss / total, 100 * total_correct / total, int(total)
 
 
@@ -148,7 +157,7 @@ def first_batch(data: ReplicaData) -> Batch:
 
 
 def agreed_fingerprints(ctx: ReplicaContext, module: nn.Module, when: str) -> list[str]:
-    """Each replica's parameter fingerprint. Raises RunError, naming the ranks, unless all ranks agree."""
+    """Each replica's parameter fingerprint. Raises JobError, naming the ranks, unless all ranks agree."""
     records = ctx.gather_records({"fingerprint": parameter_fingerprint(module)})
     return _agreed([record["fingerprint"] for record in records], ctx, when)
 
@@ -156,18 +165,14 @@ def agreed_fingerprints(ctx: ReplicaContext, module: nn.Module, when: str) -> li
 def _agreed(fingerprints: list[str], ctx: ReplicaContext, when: str) -> list[str]:
     different = [rank for rank, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]]
     if different:
-        raise RunError(f"rank {', '.join(map(str, different))}: parameters differ from rank 0's {when}")
+        raise JobError(f"rank {', '.join(map(str, different))}: parameters differ from rank 0's {when}")
     return fingerprints[ctx.num_servers :]
 
 
 def merge_records(ctx: ReplicaContext, records: list[dict[str, Any]], epoch: EpochResults,
                   results: RunResults) -> None:
-    """Put what each rank measured into the epoch. Raises RunError for a bad loss or diverged parameters."""
+    """Put what each rank measured into the epoch. Raises JobError where parameters have diverged."""
     replicas = records[ctx.num_servers :]
-    for rank, record in zip(ctx.replica_ranks, replicas, strict=True):
-        if record["bad_step"] is not None:
-            raise RunError(f"rank {rank}: the loss is not finite at epoch {epoch.epoch}, step {record['bad_step']}; "
-                           "try a smaller --lr")
     fingerprints = [record["fingerprint"] for record in records]
     epoch.fingerprints = _agreed(fingerprints, ctx, f"after epoch {epoch.epoch}")
     epoch.phases_per_replica = [record["phases"] for record in replicas]

@@ -5,6 +5,7 @@ Importing torch takes seconds of CPU per process; a fork server imports it once 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -33,7 +34,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         for rank in range(world_size):
             ours, theirs = _context.Pipe(duplex=False)
             process = _context.Process(
-                target=_run, args=(theirs, function, rank, world_size, f"{folder}/store", *arguments), daemon=True
+                target=_run, args=(theirs, function, rank, world_size, f"{folder}/store", *arguments)
             )
             process.start()
             theirs.close()
@@ -68,9 +69,9 @@ def _run(pipe: Connection, function: Callable[..., Any], rank: int, world_size: 
     import torch
 
     torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")  # the recorder's progress
-    sys.stderr = open(os.devnull, "w")
+    sys.stdout = io.StringIO()  # the recorder's progress
+    sys.stderr = io.StringIO()
     try:
         pipe.send((None, function(rank, world_size, store, *arguments)))
     except BaseException:
-        pipe.send((traceback.format_exc(), None))
+        pipe.send((f"{traceback.format_exc()}\n{sys.stderr.getvalue()}", None))
