@@ -101,7 +101,7 @@ class Prepared:
         self.output_dir = Path(config.output_dir)
         check_writable(self.output_dir)
         self.results = RunResults(
-            schema_version=1, status="complete", method=method.name, title=method.title,
+            schema_version=1, status="complete", method=method.name, title=method.title, synchronous=True,
             world_size=launch.world_size, num_replicas=num_replicas, num_servers=method.num_servers,
             num_workers=num_replicas if method.num_servers else None,
             batch_size=-(-self.global_batch // num_replicas), global_batch_size=self.global_batch,

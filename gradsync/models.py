@@ -96,6 +96,7 @@ def describe_model(name: str, model: nn.Module) -> ModelInfo:
         parameters=sum(p.numel() for p in model.parameters()),
         tensors=len(trained),
         gradient_bytes=sum(p.nbytes for p in trained),
+        batch_norm=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
     )
 
 

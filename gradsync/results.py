@@ -97,6 +97,7 @@ class ModelInfo(Section):
     parameters: Count
     tensors: Count  # parameter tensors that take a gradient
     gradient_bytes: Count  # of one full set of gradients
+    batch_norm: bool | None = None  # then a step depends on how its global batch is shared out
 
 
 class Environment(Section):
@@ -143,6 +144,8 @@ class RunResults(Section):
     error: str | None = None
     method: str
     title: str | None = None
+    synchronous: bool | None = None  # every update uses the gradients of all replicas at the same parameters
+    staleness: dict[str, Count] | None = None  # asynchronous: updates by how many others came between pull and push
     world_size: Count | None = None
     num_workers: Count | None = None  # worker ranks of a parameter server
     num_servers: Count | None = None
