@@ -127,7 +127,7 @@ class Prepared:
         with process_group(self.launch, self.backend, self.device, self.method.num_servers, config.timeout) as ctx:
             self.results.environment = describe_environment(ctx)
             if ctx.is_recorder:
-                show_header(self.results, ctx, self.data.note)
+                show_header(self.results, ctx, self.plan, self.data.note)
                 self.note_short_batch()
             module = place(self.model, config, ctx)
             if ctx.is_server:

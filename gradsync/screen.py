@@ -9,6 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from gradsync.config import Plan
 from gradsync.distributed import ReplicaContext
 from gradsync.method import Tally
 from gradsync.results import EpochResults, RunResults
@@ -21,12 +22,12 @@ def say(line: str) -> None:
     sys.stdout.flush()  # ranks share the screen, and a pipe would hold the lines back
 
 
-def show_header(results: RunResults, ctx: ReplicaContext, note: str) -> None:
+def show_header(results: RunResults, ctx: ReplicaContext, plan: Plan, note: str) -> None:
     """Who does what, on which data and model, with which recipe."""
     first, last = ctx.replica_ranks[0], ctx.replica_ranks[-1]
     ranks = f"Rank {first}" if first == last else f"Rank {first}-{last}"
     roles = f"PS: Rank 0, Workers: {ranks}" if ctx.num_servers else f"Replicas: {ranks}"
-    data, model, env, recipe = results.dataset, results.model, results.environment, results.recipe or {}
+    data, model, env = results.dataset, results.model, results.environment
     assert data is not None
     assert model is not None
     assert env is not None
@@ -36,8 +37,8 @@ def show_header(results: RunResults, ctx: ReplicaContext, note: str) -> None:
         f"{data.num_classes} classes" + (f" ({note})" if note else ""))
     say(f"Model: {model.name}, {model.parameters:,} parameters, {model.gradient_bytes / 1e6:.2f} MB of gradients "
         f"in {model.tensors} tensors")
-    say(f"Recipe: global batch {results.global_batch_size}, {recipe['epochs']} epochs of {results.steps_per_epoch} "
-        f"steps, learning rate {recipe['lr']:g} ({recipe['lr_schedule']}), seed {recipe['seed']}")
+    say(f"Recipe: global batch {results.global_batch_size}, {plan.total_steps} steps in {len(plan.epoch_lengths)} "
+        f"epoch(s), learning rate {plan.learning_rate:g} ({plan.schedule})")
     say(f"Device: {env.device}, backend {env.backend}, {env.threads_per_rank} CPU thread(s) per rank")
 
 

@@ -116,6 +116,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_default_recipe_reaches_90_percent(name, finished):
     results = read_results(finished[name, ()])
     assert results.best_accuracy >= 90

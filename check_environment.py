@@ -1,0 +1,124 @@
+"""Check that this machine can run the comparison, and how long it will take.
+
+    python check_environment.py
+    python check_environment.py --nproc 4 --methods all_reduce,ps --epochs 10 --data-dir ./
+
+Takes --nproc, --methods and any flag of the training scripts. It starts the ranks for real: they do an
+all-reduce whose result is verified, then a few steps of each method with the model, batch size and data that
+were asked for. Nothing is trained, downloaded or written.
+
+Exit codes: 0 this machine is fit, 1 something failed, 2 refused input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from gradsync.config import OneLineParser, TrainConfig, add_arguments
+from gradsync.errors import UsageError
+from gradsync.requirements_check import check_files
+
+if TYPE_CHECKING:  # importing torch takes seconds, and bad input is to be refused before
+    from gradsync.preflight import Script
+
+ROOT = Path(__file__).resolve().parent
+METHODS = ("baseline_ddp", "all_reduce", "ps")
+MAX_RANKS = 1024
+
+
+def parse(argv: list[str] | None) -> tuple[TrainConfig, int | None, tuple[str, ...], Path | None]:
+    """(recipe, number of ranks if given, methods, file for the plan). Raises UsageError that names the flag."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                           allow_abbrev=False)
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--nproc", type=rank_count, metavar="N", help="ranks (default: the GPUs, or 4 on a CPU)")
+    group.add_argument("--methods", type=method_names, default=METHODS, metavar="A,B",
+                       help=f"of {','.join(METHODS)} (default: all)")
+    group.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for run_all_experiments.sh
+    add_arguments(parser)
+    flags = vars(parser.parse_args(argv))
+    nproc, methods, plan = flags.pop("nproc"), flags.pop("methods"), flags.pop("plan")
+    return TrainConfig(**flags), nproc, methods, plan
+
+
+def rank_count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_RANKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks; give a whole number from 1 to {MAX_RANKS}")
+    return int(text)
+
+
+def method_names(text: str) -> tuple[str, ...]:
+    """Each method once, in the order given."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; choose from {','.join(METHODS)}")
+    return names
+
+
+def preload_torch() -> None:
+    """Start the fork server of the ranks, which imports torch while this process does so too."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    multiprocessing.set_forkserver_preload(["gradsync.preflight"])
+    forkserver.ensure_running()
+
+
+def load_scripts(methods: tuple[str, ...]) -> tuple[Script, ...]:
+    """The training scripts of the methods. Imports torch."""
+    from all_reduce_train import AllReduce
+    from baseline_multi_card import Baseline
+    from gradsync.preflight import Script
+    from ps_train import ParameterServer, ParameterServerWorker
+
+    scripts = (
+        Script("baseline_multi_card.py", Baseline),
+        Script("all_reduce_train.py", AllReduce),
+        Script("ps_train.py", ParameterServerWorker, ParameterServer),
+    )
+    by_name = dict(zip(METHODS, scripts, strict=True))
+    return tuple(by_name[name] for name in methods)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Leave by way of every ``finally``, one of which ends the ranks."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        config, nproc, methods, plan_file = parse(argv)
+        lacking = check_files([ROOT / "requirements.txt"])
+        if lacking:
+            print(f"error: packages: {', '.join(lacking)}; ./run_all_experiments.sh sets up a .venv that has them",
+                  file=sys.stderr)
+            return 1
+        preload_torch()
+        start = time.process_time()
+        from gradsync.survey import Survey
+
+        scripts = load_scripts(methods)
+        survey = Survey(config, nproc, scripts, import_seconds=time.process_time() - start)
+        if plan_file:
+            plan_file.write_text(survey.plan(), encoding="utf-8", errors="surrogateescape")
+        return survey.report(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    sys.exit(main())

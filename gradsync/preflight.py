@@ -1,0 +1,150 @@
+"""Start N ranks on this machine, let them try what training will do, and collect what they found.
+
+The ranks are processes of a fork server, so that torch is imported once for all of them, and they meet at a
+file, so no port is opened to the outside. A rank that fails, dies or hangs is named; none is left behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gradsync.config import TrainConfig
+from gradsync.distributed import Launch, ReplicaContext, process_group
+from gradsync.errors import RunError, UsageError
+from gradsync.main import Prepared
+from gradsync.measure import measure, time_verified_all_reduce
+from gradsync.method import Method
+from gradsync.training import Server
+
+PEER_SECONDS = 60.0  # a rank waits this long for another one
+
+
+@dataclass(frozen=True)
+class Script:
+    """A training script: its file, and the method that it defines."""
+
+    file: str
+    method: type[Method]
+    server: type[Server] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the ranks shall try. It travels to them by pickle, so it holds classes and plain values."""
+
+    config: TrainConfig
+    scripts: tuple[Script, ...]
+    num_ranks: int
+    threads: int
+    nccl_ranks: int  # 0: do not try nccl
+
+    @property
+    def num_processes(self) -> int:
+        """At least two, for an all-reduce that deserves the name."""
+        return max(2, self.num_ranks, self.nccl_ranks)
+
+
+Finding = tuple[str, Any]  # ("gloo" or "nccl", seconds), (method name, Measured) or ("failed", text)
+
+
+def run_ranks(request: Request, time_limit: float) -> Iterator[Finding]:
+    """Let N ranks carry out the request; yields what they found, as it comes, up to the first failure."""
+    context = multiprocessing.get_context("forkserver")
+    deadline = time.monotonic() + time_limit
+    with tempfile.TemporaryDirectory(prefix="gradsync-check-") as meeting_place:
+        ranks: dict[Connection, tuple[int, Any]] = {}
+        try:
+            for rank in range(request.num_processes):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_rank_main, args=(rank, request, meeting_place, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                ranks[ours] = (rank, process)
+            yield from _collect(ranks, deadline)
+        finally:
+            for _, process in ranks.values():
+                process.kill()
+                process.join()
+
+
+def _collect(ranks: dict[Connection, tuple[int, Any]], deadline: float) -> Iterator[Finding]:
+    """Ends when all ranks have, or after the first failure."""
+    running = set(ranks)
+    while running:
+        ready = wait(running, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            yield "failed", f"rank {', '.join(sorted(str(ranks[pipe][0]) for pipe in running))} did not finish in time"
+            return
+        for pipe in ready:
+            rank, process = ranks[pipe]
+            try:
+                finding = pipe.recv()
+            except EOFError:
+                running.discard(pipe)
+                process.join()
+                if process.exitcode == 0:
+                    continue
+                finding = "failed", f"rank {rank} ended with exit code {process.exitcode}"
+            yield finding
+            if finding[0] == "failed":
+                return
+
+
+def _rank_main(rank: int, request: Request, meeting_place: str, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches us all; whoever started us ends us
+    torch.set_num_threads(request.threads)
+    try:
+        for finding in _carry_out(rank, request, Path(meeting_place)):
+            pipe.send(finding)
+    except (RunError, UsageError, OSError, RuntimeError) as error:
+        pipe.send(("failed", f"rank {rank}: {' '.join(str(error).split())[:300]}"))
+        # Leaving would make the other ranks fail as well. Whoever started us ends us all.
+        time.sleep(PEER_SECONDS)
+
+
+def _carry_out(rank: int, request: Request, meeting_place: Path) -> Iterator[Finding]:
+    """One rank's part of the request."""
+    if rank < request.nccl_ranks:
+        gpu = torch.device("cuda", rank)
+        with _group(rank, request.nccl_ranks, "nccl", gpu, 0, meeting_place / "nccl.store"):
+            seconds = time_verified_all_reduce(gpu)
+        if rank == 0:
+            yield "nccl", seconds
+    with _group(rank, request.num_processes, "gloo", torch.device("cpu"), 0, meeting_place / "gloo.store"):
+        seconds = time_verified_all_reduce(torch.device("cpu"))
+    if rank == 0:
+        yield "gloo", seconds
+    if rank >= request.num_ranks:
+        return
+    data = None
+    for script in request.scripts:
+        launch = _launch(rank, request.num_ranks)
+        prepared = Prepared(script.method, script.server, launch, request.config, data)
+        data, servers = prepared.data, script.method.num_servers
+        store = meeting_place / f"{script.method.name}.store"
+        with _group(rank, request.num_ranks, prepared.backend, prepared.device, servers, store) as ctx:
+            measured = measure(prepared, ctx)
+            if measured is not None and ctx.is_recorder:
+                yield script.method.name, measured
+
+
+def _launch(rank: int, size: int) -> Launch:
+    return Launch(rank, size, rank, size, by_torchrun=True)
+
+
+def _group(rank: int, size: int, backend: str, device: torch.device, num_servers: int,
+           store: Path) -> AbstractContextManager[ReplicaContext]:
+    meeting = dist.FileStore(str(store), size)
+    return process_group(_launch(rank, size), backend, device, num_servers, PEER_SECONDS, meeting)

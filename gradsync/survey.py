@@ -1,0 +1,226 @@
+"""The environment check as the user sees it: one line a finding, then the commands that fit this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from gradsync.config import TrainConfig
+from gradsync.data import smallest_share
+from gradsync.distributed import Launch
+from gradsync.errors import UsageError
+from gradsync.main import Prepared
+from gradsync.measure import Measured, estimated_seconds
+from gradsync.preflight import Request, Script, run_ranks
+
+DEFAULT_RANKS = 4  # where there are no GPUs to count
+PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "tqdm", "pydantic", "jinja2")
+RANKS_SECONDS = 180.0  # more than the ranks' own time limits, for those that hang where no limit reaches
+
+Line = tuple[str, str, str]  # (ok, warn, fail or skip; what; detail)
+
+
+class Survey:
+    """What was asked for, checked, and what this machine has for it. Raises UsageError for bad input.
+
+    Every method gets the same global batch: ``--global-batch-size``, or else ``--batch-size`` x ranks.
+    """
+
+    def __init__(self, config: TrainConfig, nproc: int | None, scripts: Sequence[Script],
+                 import_seconds: float) -> None:
+        self.gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        # One GPU makes no comparison, so the ranks share it, as they share a CPU.
+        self.nproc = nproc or (self.gpus if self.gpus > 1 else DEFAULT_RANKS)
+        self.global_batch = config.global_batch_size or config.batch_size * self.nproc
+        self.config = replace(config, global_batch_size=self.global_batch)
+        self.scripts = tuple(scripts)
+        self.cores = len(os.sched_getaffinity(0))
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = int(asked) if asked.isdigit() and int(asked) else max(1, self.cores // self.nproc)
+        self.import_seconds = import_seconds
+        for script in self.scripts:
+            if self.nproc <= script.method.num_servers:
+                raise UsageError(f"--nproc {self.nproc}: {script.method.name} needs 2 ranks or more, a server and a "
+                                 "worker; use more, or leave it out with --methods")
+        launch = Launch(0, self.nproc, 0, self.nproc, by_torchrun=True)
+        self.prepared: list[Prepared] = []
+        start = time.monotonic()
+        for script in self.scripts:
+            data = self.prepared[0].data if self.prepared else None
+            self.prepared.append(Prepared(script.method, script.server, launch, self.config, data))
+        self.prepare_seconds = time.monotonic() - start
+
+    def plan(self) -> str:
+        """What run_all_experiments.sh reads: a word and its value a line."""
+        return "".join(f"{word} {value}\n" for word, value in (
+            ("nproc", self.nproc), ("global_batch", self.global_batch), ("threads", self.threads),
+            ("output_dir", self.config.output_dir),
+            *(("method", f"{script.method.name} {script.file}") for script in self.scripts),
+        ))
+
+    def report(self, flags: Sequence[str]) -> int:
+        """Print all findings as they come; returns the exit code."""
+        failures = []
+        for status, what, detail in self.findings():
+            print(f"{f'[{status}]':<7}{what + ':':<11} {detail}", flush=True)
+            if status == "fail":
+                failures.append(f"{what}: {detail}")
+        if failures:
+            print(f"error: {'; '.join(failures)}", file=sys.stderr)
+            return 1
+        print("\nCommands that fit this machine:")
+        for command in self.commands(flags):
+            print(f"  {command}")
+        return 0
+
+    def findings(self) -> Iterator[Line]:
+        yield "ok", "Python", f"{platform.python_version()} ({sys.executable})"
+        yield "ok", "packages", ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+        yield self.gpu_line()
+        yield self.cpu_line()
+        yield from self.recipe_lines()
+        yield self.disk_line()
+        yield from self.rank_lines()
+
+    def gpu_line(self) -> Line:
+        if not self.gpus:
+            return "ok", "GPU", "none found; the ranks compute on the CPU"
+        names = {torch.cuda.get_device_name(index) for index in range(self.gpus)}
+        memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(self.gpus))
+        found = f"{self.gpus} x {' / '.join(sorted(names))}, {memory / 2**30:.0f} GiB each"
+        if self.nproc > self.gpus:
+            return "warn", "GPU", f"{found}; {self.nproc} ranks share them, so methods slow each other down"
+        return "ok", "GPU", found
+
+    def cpu_line(self) -> Line:
+        found = f"{self.cores} core(s), {self.nproc} rank(s) with {self.threads} thread(s) each"
+        if self.nproc * self.threads <= self.cores:
+            return "ok", "CPU", found
+        return "warn", "CPU", f"{found}: they take turns on the cores, so judge times with care"
+
+    def recipe_lines(self) -> Iterator[Line]:
+        first = self.prepared[0]
+        data, model = first.data, first.results.model
+        assert model is not None
+        shape = " x ".join(map(str, data.info.image_shape))
+        sizes = f"{data.info.train_samples:,} training and {data.info.val_samples:,} validation images"
+        status = "ok" if data.info.accuracy_is_meaningful is not False else "warn"
+        note = f" ({data.note})" if data.note else ""
+        yield status, "data set", f"{data.info.name}, {sizes}, {data.info.num_classes} classes, {shape}{note}"
+        yield "ok", "model", (f"{model.name}, {model.parameters:,} parameters, "
+                              f"{model.gradient_bytes / 1e6:.2f} MB of gradients in {model.tensors} tensors")
+        shares = [smallest_share(first.results.samples_per_epoch, self.global_batch, p.results.num_replicas)
+                  for p in self.prepared]
+        recipe = (f"global batch {self.global_batch} for each method, {len(first.plan.epoch_lengths)} epoch(s) of "
+                  f"{first.plan.epoch_lengths[0]} steps, learning rate {first.plan.learning_rate:g}")
+        if data.info.train_samples < self.global_batch:
+            yield "warn", "recipe", f"{recipe}: an epoch is one short step, --global-batch-size exceeds the data set"
+        else:
+            yield "ok", "recipe", recipe + (", some shares of one sample" if min(shares) == 1 else "")
+
+    def disk_line(self) -> Line:
+        """Room for the best model of each method, twice while one is replaced, and 50 MB for all the rest."""
+        weights = sum(tensor.nbytes for tensor in self.prepared[0].model.state_dict().values())
+        needed = 2 * weights * len(self.scripts) + 50_000_000
+        directory = Path(self.config.output_dir)
+        free = shutil.disk_usage(directory).free
+        detail = f"{free / 1e9:.1f} GB free in {directory.resolve()}, about {needed / 1e9:.2f} GB needed"
+        return ("ok" if free > needed else "fail"), "disk", detail
+
+    def rank_lines(self) -> Iterator[Line]:
+        """The findings of real ranks: communication, and the time that training will take."""
+        nccl_ranks = min(self.nproc, self.gpus) if torch.distributed.is_nccl_available() else 0
+        nccl_ranks = nccl_ranks if nccl_ranks > 1 else 0
+        request = Request(self.config, self.scripts, self.nproc, self.threads, nccl_ranks)
+        if not nccl_ranks:
+            yield "skip", "NCCL", self.why_no_nccl()
+        measured: dict[str, Measured] = {}
+        for name, outcome in run_ranks(request, RANKS_SECONDS + 4 * self.prepare_seconds):
+            if name == "failed":
+                yield "fail", "ranks", outcome
+                return
+            if isinstance(outcome, Measured):
+                measured[name] = outcome
+            else:
+                ranks = nccl_ranks if name == "nccl" else request.num_processes
+                what = "NCCL" if name == "nccl" else name
+                yield "ok", what, f"all-reduce of 1 MiB over {ranks} ranks verified, {outcome * 1000:.1f} ms"
+        yield self.time_line(measured)
+
+    def why_no_nccl(self) -> str:
+        if not torch.distributed.is_nccl_available():
+            return "not tried: this build of torch has none"
+        if not self.gpus:
+            return "not tried: it needs a GPU for each rank, and there is none"
+        return f"not tried: it needs two ranks with a GPU each; found {self.gpus} GPU(s), {self.nproc} rank(s)"
+
+    def time_line(self, measured: dict[str, Measured]) -> Line:
+        # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
+        startup = self.import_seconds * (1 + max(1.0, self.nproc / self.cores))
+        seconds = {
+            p.method.name: estimated_seconds(measured[p.method.name], p.plan, p.data, p.results.num_replicas, startup)
+            for p in self.prepared
+        }
+        each = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
+        count = "1 method" if len(seconds) == 1 else f"{len(seconds)} methods"
+        steps = min(one.steps for one in measured.values())
+        basis = f"an estimate from {steps} measured step(s) of each"
+        scaled = [one for one in measured.values() if one.samples < one.full_share]
+        if scaled:
+            basis += f", with {scaled[0].samples} of {scaled[0].full_share} samples per replica"
+        return "ok", "time", f"about {in_words(sum(seconds.values()))} for {count} ({each}); {basis}"
+
+    def commands(self, flags: Sequence[str]) -> Iterator[str]:
+        """The one-shot script, then each training script as the one-shot script runs it, with the user's flags."""
+        home = Path(__file__).resolve().parent.parent
+        yield shlex.join([_shown(home / "run_all_experiments.sh"), *without(("--plan",), flags)])
+        torchrun = Path(sys.executable).parent / "torchrun"
+        launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) else _shown(torchrun).removeprefix("./")
+        theirs = without(("--nproc", "--methods", "--plan"), flags)
+        given = {flag.split("=")[0] for flag in theirs}
+        for prepared, script in zip(self.prepared, self.scripts, strict=True):
+            settings = {"--backend": prepared.backend, "--global-batch-size": str(self.global_batch)}
+            ours = [word for flag, value in settings.items() if flag not in given for word in (flag, value)]
+            file = _shown(home / script.file).removeprefix("./")
+            yield shlex.join([launcher, f"--nproc_per_node={self.nproc}", file, *theirs, *ours])
+
+
+def without(names: tuple[str, ...], flags: Sequence[str]) -> list[str]:
+    """The flags, save ``names`` and their values."""
+    kept: list[str] = []
+    rest = iter(flags)
+    for flag in rest:
+        if flag in names:
+            next(rest, None)
+        elif flag.split("=")[0] not in names:
+            kept.append(flag)
+    return kept
+
+
+def in_words(seconds: float) -> str:
+    """40 s, 1 min 20 s, 3 h 5 min, 2 days 4 h: two units, which is more than an estimate deserves."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes, second = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {second} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
+def _shown(path: Path) -> str:
+    """As short as the user may type it from here."""
+    here = Path.cwd()
+    return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)

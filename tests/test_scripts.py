@@ -1,0 +1,296 @@
+"""The shell scripts, the environment they set up and the environment check, as a user meets them.
+
+Where torch would cost seconds and matters nothing, the scripts run in a copy of the tree whose training
+scripts are stand-ins that note down how they were called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from check_environment import load_scripts
+from gradsync.config import TrainConfig
+from gradsync.errors import UsageError
+from gradsync.requirements_check import problems, read_requirements, satisfies
+from gradsync.survey import Survey, in_words, without
+
+TOP = Path(__file__).resolve().parent.parent
+ENOUGH = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.0"}
+NEEDS = {"torchvision": ["numpy", "torch (==2.11.0)", "scipy ; extra == 'scipy'"]}
+LAUNCHED_AS = "import json, sys; open('calls', 'a').write(json.dumps(sys.argv) + '\\n')\n"
+CHECK = LAUNCHED_AS + """
+import os
+flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
+open(flags['--plan'], 'w').write(
+    'nproc 3\\nglobal_batch 96\\nthreads 2\\noutput_dir ' + flags.get('--output-dir', '.')
+    + '\\nmethod first one.py\\nmethod second two.py\\n')
+sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
+"""
+TORCHRUN = LAUNCHED_AS + """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: (open('ended', 'w').close(), sys.exit(143)))
+if 'one.py' in sys.argv[2]:
+    open('started', 'w').close()
+    time.sleep(float(os.environ.get('TRAIN_SECONDS', '0')))
+    sys.exit(int(os.environ.get('TRAIN_EXIT', '0')))
+"""
+# Stands in for any Python: satisfied once its own pip has installed something.
+PYTHON = """#!/usr/bin/env bash
+echo "$0 $*" >>"$CALLS"
+case "$*" in
+    *requirements_check.py*) [[ -e ${0%/*}/satisfied ]] || { echo "torch>=2.11 is missing"; exit 1; } ;;
+    "-m venv "*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
+    "-m pip "*) [[ -z ${PIP_FAILS:-} ]] || exit 1; touch "${0%/*}/satisfied" ;;
+    *ensurepip*) [[ -z ${NO_ENSUREPIP:-} ]] || exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("version", "specifiers", "expected"), [
+    ("2.11.0", ">=2.11", True),
+    ("2.11.0+cpu", "==2.11.0", True),
+    ("2.9.1", ">=2.11", False),
+    ("2.11.0a0+git1", ">=2.11", False),
+    ("3.0", ">=2.11,<3", False),
+    ("8.3.2", "!=8.3.*,>=5.3.0", False),
+    ("8.4", "!=8.3.*", True),
+    ("3.9.4", "~=3.9.0", True),
+    ("3.10", "~=3.9.0", False),
+    ("1", "", True),
+])
+def test_version_specifiers(version: str, specifiers: str, expected: bool) -> None:
+    assert satisfies(version, specifiers) is expected
+
+
+@pytest.mark.parametrize(("installed", "expected"), [
+    ({}, []),
+    ({"numpy": "1.20"}, ["numpy>=1.26 is needed, 1.20 is installed"]),
+    ({"numpy": None}, ["numpy>=1.26 is missing"]),
+    ({"torch": "2.12.0"}, ["torchvision 0.26.0 needs torch==2.11.0, 2.12.0 is installed"]),
+    ({"torch": "2.11.0+cu130"}, []),
+    ({"torch": None}, ["torch>=2.11 is missing"]),
+])
+def test_requirements(installed: dict[str, str | None], expected: list[str]) -> None:
+    wanted = read_requirements("# a remark\ntorch>=2.11\ntorchvision>=0.26  # the pair\n\nnumpy>=1.26\n")
+    assert list(problems(wanted, {**ENOUGH, **installed}.get, NEEDS.get)) == expected
+
+
+def test_seconds_in_words() -> None:
+    assert [in_words(s) for s in (0.2, 59, 80, 3700, 190_000)] == ["1 s", "59 s", "1 min 20 s", "1 h 1 min",
+                                                                 "2 days 4 h"]
+
+
+def test_flags_without_own() -> None:
+    flags = ["--nproc", "4", "--lr=0.1", "--methods=ps", "--data-dir", "a b"]
+    assert without(("--nproc", "--methods"), flags) == ["--lr=0.1", "--data-dir", "a b"]
+
+
+@pytest.mark.parametrize("flags", [
+    ["--nproc", "0"], ["--nproc=x"], ["--nproc", "-3"], ["--methods", "sync"], ["--methods="], ["--epochs", "0"],
+    ["--data-dir"], ["--no-such-flag"], ["--lr=nan"],
+])
+def test_bad_flags_are_refused_before_anything_is_touched(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "results_ps.json").write_text("earlier")
+    done = run_all(TOP, tmp_path, *flags)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines)) == (2, 1), done.stderr
+    assert lines[0].startswith("error: ")
+    assert flags[0].split("=")[0] in lines[0]
+    assert os.listdir(tmp_path) == ["results_ps.json"]
+
+
+def test_parameter_server_needs_two_ranks() -> None:
+    with pytest.raises(UsageError, match="--nproc 1: ps needs 2 ranks"):
+        Survey(TrainConfig(), 1, load_scripts(("ps",)), 0.0)
+
+
+def test_help_needs_no_python(tmp_path: Path) -> None:
+    done = run_all(TOP, tmp_path, "--help", PYTHON="/nowhere")
+    assert done.returncode == 0
+    assert "--global-batch-size" in done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The scripts, in a directory with an awkward name, with stand-ins for what they start."""
+    top = tmp_path / "a copy ü"
+    (top / "gradsync").mkdir(parents=True)
+    shutil.copytree(TOP / "launch", top / "launch")
+    shutil.copy(TOP / "run_all_experiments.sh", top)
+    shutil.copy(TOP / "gradsync" / "requirements_check.py", top / "gradsync")
+    (top / "requirements.txt").write_text("pytest>=1\n")
+    (top / "check_environment.py").write_text(CHECK)
+    (top / "analyze_results.py").write_text(LAUNCHED_AS)
+    (top / "launch" / "torchrun.py").write_text(TORCHRUN)
+    return top
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    directory = tmp_path / "my work"
+    directory.mkdir()
+    return directory
+
+
+def run_all(top: Path, cwd: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([top / "run_all_experiments.sh", *flags], cwd=cwd, capture_output=True, text=True,
+                          timeout=60, env={**os.environ, "PYTHON": sys.executable, **environment})
+
+
+def calls(cwd: Path) -> list[list[str]]:
+    """[script name, argument, ...] of each stand-in that ran."""
+    words = [json.loads(line) for line in (cwd / "calls").read_text().splitlines()]
+    return [[Path(first).name, *rest] for first, *rest in words]
+
+
+def test_flags_reach_every_script_unharmed(copy: Path, here: Path) -> None:
+    done = run_all(copy, here, "--nproc", "3", "--data-dir=-x y", "--output-dir=-ö t", "--methods=first", "--seed", "7")
+    assert (done.returncode, done.stderr) == (0, "")
+    check, first, second, analysis = calls(here)
+    theirs = ["--data-dir=-x y", "--output-dir=-ö t", "--seed", "7", "--global-batch-size=96"]
+    assert check[2:] == ["--nproc", "3", "--data-dir=-x y", "--output-dir=-ö t", "--methods=first", "--seed", "7"]
+    assert first == ["torchrun.py", "3", str(copy / "one.py"), *theirs]
+    assert second == ["torchrun.py", "3", str(copy / "two.py"), *theirs]
+    assert analysis == ["analyze_results.py", "--results-dir=-ö t", "--output-dir=-ö t"]
+
+
+def test_earlier_results_are_moved_not_lost(copy: Path, here: Path) -> None:
+    for name in ("results_ps.json", "performance_report.txt", "plots/a.png", "saved_models/ps.pth", "notes.txt"):
+        (here / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "out" / name).write_text(name)
+    for _ in range(2):  # the second run finds nothing to move
+        assert run_all(copy, here, "--output-dir=out").returncode == 0
+    assert sorted(os.listdir(here / "out")) == ["notes.txt", "previous_results"]
+    (stamp,) = (here / "out" / "previous_results").iterdir()
+    assert sorted(os.listdir(stamp)) == ["performance_report.txt", "plots", "results_ps.json", "saved_models"]
+    assert (stamp / "plots" / "a.png").read_text() == "plots/a.png"
+
+
+@pytest.mark.parametrize(("environment", "code", "started"), [
+    ({"CHECK_EXIT": "2"}, 2, ["check_environment.py"]),
+    ({"CHECK_EXIT": "1"}, 1, ["check_environment.py"]),
+    ({"TRAIN_EXIT": "2"}, 2, ["check_environment.py", "torchrun.py"]),
+    ({"TRAIN_EXIT": "1"}, 1, ["check_environment.py", "torchrun.py"]),
+])
+def test_stops_at_the_first_failure(environment: dict[str, str], code: int, started: list[str], copy: Path,
+                                    here: Path) -> None:
+    (here / "results_ps.json").write_text("earlier")
+    assert run_all(copy, here, **environment).returncode == code
+    assert [call[0] for call in calls(here)] == started
+    assert (here / "results_ps.json").exists() is ("CHECK_EXIT" in environment)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_method_and_the_script(number: signal.Signals, code: int, copy: Path, here: Path) -> None:
+    process = subprocess.Popen([copy / "run_all_experiments.sh"], cwd=here, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHON": sys.executable, "TRAIN_SECONDS": "30"})
+    give_up = time.monotonic() + 20
+    while not (here / "started").exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (code, "error: interrupted\n")
+    assert (here / "ended").exists()  # the method was told, and waited for
+    assert [call[0] for call in calls(here)] == ["check_environment.py", "torchrun.py"]
+
+
+def choose_python(copy: Path, active: str, *, shell: str = "", **environment: str) -> tuple[str, list[str], str]:
+    """(what was chosen, or the error; the stand-in's calls; all output) with ``active`` the state of python3."""
+    folder = copy / "active"
+    folder.mkdir(exist_ok=True)
+    (folder / "python3").write_text(PYTHON)
+    (folder / "python3").chmod(0o755)
+    if active == "satisfied":
+        (folder / "satisfied").touch()
+    log = copy / "log"
+    log.write_text("")
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    commands = f'source launch/python_env.sh; {shell} choose_python "$repo/requirements.txt"; echo "$PYTHON"'
+    done = subprocess.run(
+        ["bash", "-euc", commands],
+        cwd=copy, capture_output=True, text=True, timeout=30, check=False,
+        env={**inherited, "PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(log), **environment})
+    chosen = (done.stdout if done.returncode == 0 else done.stderr).splitlines()[-1]
+    return chosen.replace(f"{copy}/", ""), log.read_text().splitlines(), done.stdout
+
+
+def test_active_python_is_used_if_it_satisfies(copy: Path) -> None:
+    chosen, log, _ = choose_python(copy, "satisfied")
+    assert chosen == "active/python3"
+    assert not any("-m" in call.split() for call in log)
+
+
+def test_a_venv_is_made_once_and_then_used_as_it_is(copy: Path) -> None:
+    chosen, log, output = choose_python(copy, "lacking")
+    assert chosen == ".venv/bin/python"
+    assert sum("-m pip install" in call for call in log) == 1
+    assert "5.5 GB" in output
+    chosen, log, output = choose_python(copy, "lacking")
+    assert (chosen, output.count("\n")) == (".venv/bin/python", 1)
+    assert not any("-m" in call.split() for call in log)
+
+
+def test_an_interrupted_installation_is_taken_up_again(copy: Path) -> None:
+    chosen, _, _ = choose_python(copy, "lacking", PIP_FAILS="1")
+    assert chosen.startswith("error: pip could not install")
+    chosen, log, _ = choose_python(copy, "lacking")
+    assert chosen == ".venv/bin/python"
+    assert not any("-m venv" in call for call in log)
+
+
+def test_a_venv_whose_python_is_gone_is_made_anew(copy: Path) -> None:
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
+    # The stand-in's venv copies itself, which a dangling link would prevent; the real one clears the directory.
+    chosen, log, _ = choose_python(copy, "lacking", shell='rm "$venv/bin/python";')
+    assert chosen == ".venv/bin/python"
+    assert any("-m venv --clear" in call for call in log)
+
+
+def test_missing_ensurepip_is_named(copy: Path) -> None:
+    chosen, _, _ = choose_python(copy, "lacking", NO_ENSUREPIP="1")
+    assert chosen.startswith("error: ")
+    assert "apt install python3-venv" in chosen
+
+
+def test_named_python_is_never_changed(copy: Path) -> None:
+    chosen, log, _ = choose_python(copy, "lacking", PYTHON=str(copy / "active" / "python3"))
+    assert chosen.startswith("error: PYTHON=")
+    assert "torch>=2.11 is missing" in chosen
+    assert not any("-m" in call.split() for call in log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "code", "message"), [
+    ("sys.exit(2)", 2, ""),
+    ("os.kill(os.getpid(), 9)", 1, "error: ranks.py: rank 1 was ended by SIGKILL\n"),
+])
+def test_launcher_returns_what_the_first_failing_rank_returned(ending: str, code: int, message: str,
+                                                               tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {ending}\ntime.sleep(60)\n")
+    done = subprocess.run([sys.executable, TOP / "launch" / "torchrun.py", "2", script], capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+def test_environment_check_for_real(tmp_path: Path) -> None:
+    flags = ["--nproc=2", "--batch-size=4", "--max-steps=2", f"--output-dir={tmp_path / 'new dir'}"]
+    done = subprocess.run([sys.executable, TOP / "check_environment.py", *flags], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("[ok]   gloo:") and "2 ranks verified" in line for line in lines)
+    assert any(line.startswith("[ok]   time:") and "for 3 methods" in line for line in lines)
+    assert any("--nproc_per_node=2" in line and "--global-batch-size 8" in line for line in lines)
+    assert os.listdir(tmp_path / "new dir") == []
