@@ -67,8 +67,9 @@ def measure(method: Method, bare: DistributedDataParallel, data: ReplicaData, ro
             with contextlib.redirect_stdout(io.StringIO()):  # the progress bar is drawn, and not shown
                 epoch = loops[name]()
             synchronize(ctx.device)
-            # The shared loop's own headline stops before it writes its records down, which is once an epoch.
-            seconds[name] = epoch[0].train_time if epoch else ctx.max_over_replicas(time.perf_counter() - start)
+            ctx.barrier()
+            # The shared loop's own time has the same edges, and stops before it writes down its records of the epoch.
+            seconds[name] = epoch[0].train_time if epoch else time.perf_counter() - start
         if number:
             times.append((seconds["shared"] / len(data.sampler), seconds["bare"] / len(data.sampler)))
     return times

@@ -85,20 +85,22 @@ def measure(prepared: Prepared, ctx: ReplicaContext) -> Measured | None:
     evaluate(method, [shrunk(batch, samples)])
     evaluation = time.perf_counter() - start
     method.end_epoch()
-    scale = len(batch.labels) / samples
-    return Measured(steps, seconds / steps * scale, local_seconds * scale, evaluation * scale, samples,
-                    len(batch.labels))
+    full_share = len(batch.labels)
+    samples = min(samples, full_share)
+    scale = full_share / samples
+    return Measured(steps, seconds / steps * scale, local_seconds * scale, evaluation * scale, samples, full_share)
 
 
 def affordable_samples(method: Method, batch: Batch) -> tuple[int, float]:
-    """As many samples of the batch as cost a quarter of ``METHOD_SECONDS``, and the seconds of a local step of them.
+    """As many samples of the batch as a step can afford here, and the seconds of a local step of them.
 
     Alike on all replicas. A large model on a CPU would otherwise make the check as slow as training.
     """
-    few = min(FEW_SAMPLES, len(batch.labels))
-    seconds = local_step_seconds(method, shrunk(batch, few))
-    samples = min(len(batch.labels), max(few, int(METHOD_SECONDS / 4 / seconds * few)))
-    if samples > few:
+    full = int(method.ctx.max_over_replicas(len(batch.labels)))  # shares differ by one
+    samples = min(FEW_SAMPLES, full)
+    seconds = local_step_seconds(method, shrunk(batch, samples))
+    while samples < full and seconds < METHOD_SECONDS / 8:
+        samples = min(full, 4 * samples)
         seconds = local_step_seconds(method, shrunk(batch, samples))
     return samples, seconds
 

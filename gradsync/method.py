@@ -122,7 +122,8 @@ class Method:
         with self.clock.phase("forward_backward"):
             self.updater.optimizer.zero_grad(set_to_none=True)
             # A borrowed sample (weight 0) must not move BatchNorm's running statistics.
-            self.module.train(batch.num_samples > 0)
+            if self.module.training != (batch.num_samples > 0):  # setting it walks through all modules
+                self.module.train(batch.num_samples > 0)
             with self.autocast():
                 outputs = self.network(batch.images)
                 loss = functional.cross_entropy(outputs, batch.labels)

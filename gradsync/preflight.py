@@ -7,11 +7,12 @@ file, so no port is opened to the outside. A rank that fails, dies or hangs is n
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -68,15 +69,14 @@ def run_ranks(request: Request, time_limit: float) -> Iterator[Finding]:
         try:
             for rank in range(request.num_processes):
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_rank_main, args=(rank, request, meeting_place, theirs), daemon=True)
+                process = context.Process(target=_rank_main, args=(rank, request, meeting_place, theirs))
                 process.start()
                 theirs.close()
                 ranks[ours] = (rank, process)
             yield from _collect(ranks, deadline)
         finally:
             for _, process in ranks.values():
-                process.kill()
-                process.join()
+                _end(process)
 
 
 def _collect(ranks: dict[Connection, tuple[int, Any]], deadline: float) -> Iterator[Finding]:
@@ -102,14 +102,28 @@ def _collect(ranks: dict[Connection, tuple[int, Any]], deadline: float) -> Itera
                 return
 
 
+def _end(process: Any) -> None:
+    """End a rank, and with its group the data-loading processes that it may have started."""
+    if process.is_alive():
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it may have been too young to lead a group
+    process.join()
+
+
 def _rank_main(rank: int, request: Request, meeting_place: str, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches us all; whoever started us ends us
+    os.setpgid(0, 0)  # out of the terminal's reach: whoever started us ends us
+    # A child of a fork server would start one of its own for loading data, and nobody would end that.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(request.threads)
     try:
         for finding in _carry_out(rank, request, Path(meeting_place)):
             pipe.send(finding)
     except (RunError, UsageError, OSError, RuntimeError) as error:
-        pipe.send(("failed", f"rank {rank}: {' '.join(str(error).split())[:300]}"))
+        # A data-loading process wraps the error in its own trace; the last line is the error itself.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cause = lines[-1 if isinstance(error, RunError) else 0].removeprefix("gradsync.errors.RunError: ")
+        pipe.send(("failed", f"rank {rank}: {cause[:300]}"))
         # Leaving would make the other ranks fail as well. Whoever started us ends us all.
         time.sleep(PEER_SECONDS)
 

@@ -285,7 +285,7 @@ def test_launcher_returns_what_the_first_failing_rank_returned(ending: str, code
 
 
 def test_environment_check_for_real(tmp_path: Path) -> None:
-    flags = ["--nproc=2", "--batch-size=4", "--max-steps=2", f"--output-dir={tmp_path / 'new dir'}"]
+    flags = ["--nproc=2", "--batch-size=4", "--max-steps=2", "--workers=1", f"--output-dir={tmp_path / 'new dir'}"]
     done = subprocess.run([sys.executable, TOP / "check_environment.py", *flags], cwd=tmp_path, capture_output=True,
                           text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
