@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 
@@ -83,8 +84,8 @@ class Progress:
         role = f"[Worker-{ctx.rank}]" if ctx.num_servers else f"[Rank-{ctx.rank}]"
         self._tally = tally
         self._text = [""]
-        # A log file gets one line at the end instead of a bar that is drawn over itself.
-        self._live = sys.stderr.isatty()
+        # A log file, or a terminal that has no size, gets one line at the end instead of a bar drawn over itself.
+        self._live = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._bar = tqdm(
             total=len(tally.losses), desc=f"{role} Train Phase", ascii=" #", disable=not ctx.is_recorder,
             bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {postfix[0]}", postfix=self._text,
