@@ -27,6 +27,7 @@ from gradsync.errors import JobError, RunError, UsageError
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
 from gradsync.results import (
+    SCHEMA_VERSION,
     TIME_FORMAT,
     Environment,
     RunResults,
@@ -100,14 +101,18 @@ class Prepared:
             check_normalisation(self.model, info)
         self.output_dir = Path(config.output_dir)
         check_writable(self.output_dir)
-        self.results = RunResults(
-            schema_version=1, status="complete", method=method.name, title=method.title, synchronous=True,
-            world_size=launch.world_size, num_replicas=num_replicas, num_servers=method.num_servers,
-            num_workers=num_replicas if method.num_servers else None,
+        self.results = self.results_so_far(name, per_epoch)
+
+    def results_so_far(self, model: str, samples_per_epoch: int) -> RunResults:
+        """What is known before training. ``complete`` is what the file will say if nothing goes wrong."""
+        num_replicas = self.launch.world_size - self.method.num_servers
+        return RunResults(
+            schema_version=SCHEMA_VERSION, status="complete", method=self.method.name, title=self.method.title,
+            synchronous=True, world_size=self.launch.world_size, num_replicas=num_replicas,
+            num_servers=self.method.num_servers, num_workers=num_replicas if self.method.num_servers else None,
             batch_size=-(-self.global_batch // num_replicas), global_batch_size=self.global_batch,
-            steps_per_epoch=self.plan.epoch_lengths[0],
-            samples_per_epoch=per_epoch,
-            dataset=info, model=describe_model(name, self.model), recipe=self.recipe(name),
+            steps_per_epoch=self.plan.epoch_lengths[0], samples_per_epoch=samples_per_epoch,
+            dataset=self.data.info, model=describe_model(model, self.model), recipe=self.recipe(model),
         )
 
     def recipe(self, model: str) -> dict[str, Any]:
