@@ -18,6 +18,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
@@ -33,27 +35,46 @@ if TYPE_CHECKING:  # importing torch takes seconds, and bad input is to be refus
 ROOT = Path(__file__).resolve().parent
 METHODS = ("baseline_ddp", "all_reduce", "ps")
 MAX_RANKS = 1024
+MAX_REPEATS = 1000
 
 
-def parse(argv: list[str] | None) -> tuple[TrainConfig, int | None, tuple[str, ...], Path | None]:
-    """(recipe, number of ranks if given, methods, file for the plan). Raises UsageError that names the flag."""
+@dataclass(frozen=True)
+class Scope:
+    """What is to be compared. ``nproc`` None: as fits this machine."""
+
+    nproc: int | None
+    methods: tuple[str, ...]
+    repeats: int
+
+
+def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
+    """(recipe, what is to be compared, file for the plan). Raises UsageError that names the flag."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
     group = parser.add_argument_group("comparison")
-    group.add_argument("--nproc", type=rank_count, metavar="N", help="ranks (default: the GPUs, or 4 on a CPU)")
+    group.add_argument("--nproc", type=whole_number("ranks", MAX_RANKS), metavar="N", help="ranks (default: the GPUs, or 4 on a CPU)")
     group.add_argument("--methods", type=method_names, default=METHODS, metavar="A,B",
                        help=f"of {','.join(METHODS)} (default: all)")
+    group.add_argument("--repeats", type=whole_number("repeats", MAX_REPEATS), default=1, metavar="N",
+                       help="train everything N times with other seeds, methods in rotating order (default: 1)")
     group.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for run_all_experiments.sh
     add_arguments(parser)
     flags = vars(parser.parse_args(argv))
-    nproc, methods, plan = flags.pop("nproc"), flags.pop("methods"), flags.pop("plan")
-    return TrainConfig(**flags), nproc, methods, plan
+    scope, plan = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats")), flags.pop("plan")
+    config = TrainConfig(**flags)
+    if config.seed + scope.repeats > 2**32:
+        raise UsageError(f"--seed {config.seed}: too large for {scope.repeats} repeats, each of which takes the next seed")
+    return config, scope, plan
 
 
-def rank_count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_RANKS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks; give a whole number from 1 to {MAX_RANKS}")
-    return int(text)
+def whole_number(what: str, highest: int) -> Callable[[str], int]:
+    """A parser of the number of ``what``, from 1 to ``highest``."""
+    def parse_number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}; give a whole number from 1 to {highest}")
+        return int(text)
+
+    return parse_number
 
 
 def method_names(text: str) -> tuple[str, ...]:
@@ -98,7 +119,7 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        config, nproc, methods, plan_file = parse(argv)
+        config, scope, plan_file = parse(argv)
         lacking = check_files([ROOT / "requirements.txt"])
         if lacking:
             print(f"error: packages: {', '.join(lacking)}; ./run_all_experiments.sh sets up a .venv that has them",
@@ -108,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         start = time.process_time()
         from gradsync.survey import Survey
 
-        scripts = load_scripts(methods)
-        survey = Survey(config, nproc, scripts, import_seconds=time.process_time() - start)
+        scripts = load_scripts(scope.methods)
+        survey = Survey(config, scope.nproc, scripts, scope.repeats, import_seconds=time.process_time() - start)
         if plan_file:
             plan_file.write_text(survey.plan(), encoding="utf-8", errors="surrogateescape")
         return survey.report(sys.argv[1:] if argv is None else argv)

@@ -7,13 +7,15 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: ./run_all_experiments.sh [--nproc N] [--methods A,B] [any flag of the training scripts]
+usage: ./run_all_experiments.sh [--nproc N] [--methods A,B] [--repeats N] [any flag of the training scripts]
 
 Checks this machine, trains the same model on the same data with each method under one recipe, and compares the
 results. Needs no preparation: if the active Python lacks the packages, they are installed into .venv, once.
 
   --nproc N        ranks to start (default: the number of GPUs, or 4 where there are none to compare)
   --methods A,B    of baseline_ddp,all_reduce,ps (default: all, in this order)
+  --repeats N      train everything N times, each time with the next seed and another method first, so that drift
+                   of the machine hits all alike; results go to repeat_1/, repeat_2/ ... (default: 1)
 
 Every other flag goes to each training script; `python check_environment.py --help` lists them. The most used:
 
@@ -83,6 +85,8 @@ read_plan() {  # FILE
             global_batch) global_batch=$value ;;
             threads) threads=$value ;;
             output_dir) output_dir=$value ;;
+            repeats) repeats=$value ;;
+            seed) seed=$value ;;
             method) methods+=("$value") ;;
         esac
     done <"$1"
@@ -93,8 +97,8 @@ keep_training_flags() {
     training_flags=()
     while (($#)); do
         case $1 in
-            --nproc | --methods) shift ;;
-            --nproc=* | --methods=*) ;;
+            --nproc | --methods | --repeats) shift ;;
+            --nproc=* | --methods=* | --repeats=*) ;;
             *) training_flags+=("$1") ;;
         esac
         shift
@@ -104,7 +108,7 @@ keep_training_flags() {
 
 set_earlier_results_aside() {
     local path moved=() target
-    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models}; do
+    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*}; do
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0
@@ -116,17 +120,27 @@ set_earlier_results_aside() {
 }
 
 train_each() {
-    local entry number=0
-    for entry in "${methods[@]}"; do
-        number=$((number + 1))
-        headline "Method $number of ${#methods[@]}: ${entry%% *}"
-        run launch/torchrun.py "$nproc" "$repo/${entry#* }" "${training_flags[@]}"
+    local repeat place entry order
+    for ((repeat = 0; repeat < repeats; repeat++)); do
+        order=("${methods[@]:repeat % ${#methods[@]}}" "${methods[@]:0:repeat % ${#methods[@]}}")
+        for place in "${!order[@]}"; do
+            entry=${order[place]}
+            if ((repeats == 1)); then
+                headline "Method $((place + 1)) of ${#methods[@]}: ${entry%% *}"
+                run launch/torchrun.py "$nproc" "$repo/${entry#* }" "${training_flags[@]}"
+            else
+                headline "Repeat $((repeat + 1)) of $repeats, method $((place + 1)) of ${#methods[@]}: ${entry%% *}"
+                # The last of a flag's values counts.
+                run launch/torchrun.py "$nproc" "$repo/${entry#* }" "${training_flags[@]}" \
+                    --output-dir="$output_dir/repeat_$((repeat + 1))" --seed=$((seed + repeat))
+            fi
+        done
     done
 }
 
 list_files() {
     local path
-    for path in "$output_dir"/{performance_report.txt,report*.html,results_*.json,plots/*,saved_models/*}; do
+    for path in "$output_dir"/{,repeat_*/}{performance_report.txt,report*.html,results_*.json,plots/*,saved_models/*}; do
         [[ -f $path ]] && printf '%9s  %s\n' "$(numfmt --to=iec --suffix=B "$(stat -Lc %s -- "$path")")" "$path"
     done
     return 0

@@ -36,14 +36,14 @@ class Survey:
     Every method gets the same global batch: ``--global-batch-size``, or else ``--batch-size`` x ranks.
     """
 
-    def __init__(self, config: TrainConfig, nproc: int | None, scripts: Sequence[Script],
+    def __init__(self, config: TrainConfig, nproc: int | None, scripts: Sequence[Script], repeats: int,
                  import_seconds: float) -> None:
         self.gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         # One GPU makes no comparison, so the ranks share it, as they share a CPU.
         self.nproc = nproc or (self.gpus if self.gpus > 1 else DEFAULT_RANKS)
         self.global_batch = config.global_batch_size or config.batch_size * self.nproc
         self.config = replace(config, global_batch_size=self.global_batch)
-        self.scripts = tuple(scripts)
+        self.scripts, self.repeats = tuple(scripts), repeats
         self.cores = len(os.sched_getaffinity(0))
         asked = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(asked) if asked.isdigit() and int(asked) else max(1, self.cores // self.nproc)
@@ -65,6 +65,7 @@ class Survey:
         return "".join(f"{word} {value}\n" for word, value in (
             ("nproc", self.nproc), ("global_batch", self.global_batch), ("threads", self.threads),
             ("output_dir", self.config.output_dir),
+            ("repeats", self.repeats), ("seed", self.config.seed),
             *(("method", f"{script.method.name} {script.file}") for script in self.scripts),
         ))
 
@@ -131,7 +132,7 @@ class Survey:
     def disk_line(self) -> Line:
         """Room for the best model of each method, twice while one is replaced, and 50 MB for all the rest."""
         weights = sum(tensor.nbytes for tensor in self.prepared[0].model.state_dict().values())
-        needed = 2 * weights * len(self.scripts) + 50_000_000
+        needed = 2 * weights * len(self.scripts) * self.repeats + 50_000_000
         directory = Path(self.config.output_dir)
         free = shutil.disk_usage(directory).free
         detail = f"{free / 1e9:.1f} GB free in {directory.resolve()}, about {needed / 1e9:.2f} GB needed"
@@ -173,12 +174,14 @@ class Survey:
         }
         each = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
         count = "1 method" if len(seconds) == 1 else f"{len(seconds)} methods"
+        if self.repeats > 1:
+            count += f", {self.repeats} times"
         steps = min(one.steps for one in measured.values())
         basis = f"an estimate from {steps} measured step(s) of each"
         scaled = [one for one in measured.values() if one.samples < one.full_share]
         if scaled:
             basis += f", with {scaled[0].samples} of {scaled[0].full_share} samples per replica"
-        return "ok", "time", f"about {in_words(sum(seconds.values()))} for {count} ({each}); {basis}"
+        return "ok", "time", f"about {in_words(self.repeats * sum(seconds.values()))} for {count} ({each}); {basis}"
 
     def commands(self, flags: Sequence[str]) -> Iterator[str]:
         """The one-shot script, then each training script as the one-shot script runs it, with the user's flags."""
@@ -186,7 +189,7 @@ class Survey:
         yield shlex.join([_shown(home / "run_all_experiments.sh"), *without(("--plan",), flags)])
         torchrun = Path(sys.executable).parent / "torchrun"
         launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) else _shown(torchrun).removeprefix("./")
-        theirs = without(("--nproc", "--methods", "--plan"), flags)
+        theirs = without(("--nproc", "--methods", "--repeats", "--plan"), flags)
         given = {flag.split("=")[0] for flag in theirs}
         for prepared, script in zip(self.prepared, self.scripts, strict=True):
             settings = {"--backend": prepared.backend, "--global-batch-size": str(self.global_batch)}

@@ -32,7 +32,7 @@ import os
 flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
 open(flags['--plan'], 'w').write(
     'nproc 3\\nglobal_batch 96\\nthreads 2\\noutput_dir ' + flags.get('--output-dir', '.')
-    + '\\nmethod first one.py\\nmethod second two.py\\n')
+    + '\\nseed 7\\nrepeats ' + flags.get('--repeats', '1') + '\\nmethod first one.py\\nmethod second two.py\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
@@ -110,7 +110,7 @@ def test_bad_flags_are_refused_before_anything_is_touched(flags: list[str], tmp_
 
 def test_parameter_server_needs_two_ranks() -> None:
     with pytest.raises(UsageError, match="--nproc 1: ps needs 2 ranks"):
-        Survey(TrainConfig(), 1, load_scripts(("ps",)), 0.0)
+        Survey(TrainConfig(), 1, load_scripts(("ps",)), 1, 0.0)
 
 
 def test_help_needs_no_python(tmp_path: Path) -> None:
@@ -173,6 +173,17 @@ def test_earlier_results_are_moved_not_lost(copy: Path, here: Path) -> None:
     (stamp,) = (here / "out" / "previous_results").iterdir()
     assert sorted(os.listdir(stamp)) == ["performance_report.txt", "plots", "results_ps.json", "saved_models"]
     assert (stamp / "plots" / "a.png").read_text() == "plots/a.png"
+
+
+def test_repeats_rotate_the_methods_and_record_their_seeds(copy: Path, here: Path) -> None:
+    assert run_all(copy, here, "--output-dir=out", "--repeats=3").returncode == 0
+    trained = [call for call in calls(here) if call[0].endswith("torchrun.py")]
+    assert [Path(call[2]).name for call in trained] == ["one.py", "two.py", "two.py", "one.py", "one.py", "two.py"]
+    seeds = [[word for word in call if word.startswith("--seed")] for call in trained]
+    assert seeds == [["--seed=7"]] * 2 + [["--seed=8"]] * 2 + [["--seed=9"]] * 2
+    folders = [[word for word in call if word.startswith("--output-dir")][-1] for call in trained]
+    assert folders == [f"--output-dir=out/repeat_{number}" for number in (1, 1, 2, 2, 3, 3)]
+    assert not any(word.startswith("--repeats") for call in trained for word in call)
 
 
 @pytest.mark.parametrize(("environment", "code", "started"), [
