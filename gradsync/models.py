@@ -7,6 +7,7 @@ import itertools
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -106,6 +107,22 @@ def parameter_fingerprint(model: nn.Module) -> str:
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def parameter_sketch(model: nn.Module, size: int = 64) -> list[float]:
+    """``size`` sums of all parameters under fixed random signs: a count sketch (Charikar et al. 2002).
+
+    For two models that differ by d, the squared distance of their sketches is |d|^2 in expectation, so results
+    files can tell how far apart two runs ended without holding the models.
+    """
+    sums = np.zeros(size)
+    random = np.random.default_rng(0)
+    for parameter in model.parameters():
+        values = parameter.detach().cpu().double().flatten().numpy()
+        signed = np.zeros(-(-values.size // size) * size)
+        signed[: values.size] = values * (1 - 2 * random.integers(0, 2, values.size, dtype=np.int8))
+        sums += signed.reshape(-1, size).sum(axis=0)
+    return sums.tolist()
 
 
 def average_buffers(model: nn.Module, ctx: ReplicaContext) -> None:

@@ -71,6 +71,7 @@ class EpochResults(Section):
     phases_per_replica: list[dict[str, Seconds]] | None = None
     step_times: list[Seconds] | None = None  # of replica 0
     fingerprints: list[str] | None = None  # of the parameters, one a replica
+    parameter_sketch: list[float] | None = None  # of replica 0; distances of sketches estimate those of parameters
     server: ServerEpoch | None = None
 
 
@@ -167,6 +168,7 @@ class RunResults(Section):
     probe: Probe | None = None
     communication: Communication | None = None
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
+    parameter_sketch: list[float] | None = None  # of replica 0, before step 1
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from gradsync.data import Batch, ReplicaData
 from gradsync.distributed import ReplicaContext
 from gradsync.errors import JobError
 from gradsync.method import Method, Tally, Updater
-from gradsync.models import average_buffers, parameter_fingerprint
+from gradsync.models import average_buffers, parameter_fingerprint, parameter_sketch
 from gradsync.probe import discarded, warm_up_and_probe
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
 from gradsync.screen import Progress, say, show_epoch, show_probe
@@ -36,6 +36,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
     results.initial_fingerprints = agreed_fingerprints(ctx, method.module, "after the discarded warm-up")
     if results.initial_fingerprints != fingerprints:
         raise JobError(f"{method.name}: the discarded warm-up has changed the parameters")
+    results.parameter_sketch = parameter_sketch(method.module)
     torch.manual_seed(method.config.seed + 1 + ctx.rank)  # for dropout: each replica draws its own
     if ctx.is_recorder:
         show_probe(results)
@@ -46,6 +47,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
         data.sampler.set_epoch(number, steps)
         epoch, record = train_epoch(method, data, number, results)
         epoch.learning_rate = plan.learning_rate_at(sum(plan.epoch_lengths[:number]) - 1)
+        epoch.parameter_sketch = parameter_sketch(method.module)
         average_buffers(method.module, ctx)
         epoch.val_loss, epoch.val_accuracy, epoch.val_samples = evaluate(method, data.val_batches())
         merge_records(ctx, ctx.gather_records(record), epoch, results)

@@ -20,7 +20,7 @@ import ps_train
 from gradsync import main, probe, training
 from gradsync.config import Plan, TrainConfig, learning_rate_factor, parse_config
 from gradsync.distributed import Launch, process_group, read_launch
-from gradsync.models import parameter_fingerprint
+from gradsync.models import groupnorm_cnn, parameter_fingerprint, parameter_sketch
 from gradsync.results import read_results
 from gradsync.timing import StepClock
 
@@ -162,6 +162,18 @@ def test_what_a_results_file_holds(name, finished):
         assert results.communication.replica_messages_per_step == expected[1]
     if name == "ps":
         assert results.communication.server_bytes_per_step == 2 * 2 * gradients
+
+
+def test_sketches_tell_how_far_apart_models_are():
+    torch.manual_seed(0)
+    model = groupnorm_cnn(10, 1)
+    before, first = nn.utils.parameters_to_vector(model.parameters()).clone(), parameter_sketch(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    distance = (nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
+    # 64 sums know a distance to sqrt(2 / 64) / 2 = 9%.
+    assert np.linalg.norm(np.subtract(parameter_sketch(model), first)) == pytest.approx(distance, rel=0.3)
 
 
 def test_no_temporary_file_stays(finished):
