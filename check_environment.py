@@ -52,7 +52,8 @@ def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
     group = parser.add_argument_group("comparison")
-    group.add_argument("--nproc", type=whole_number("ranks", MAX_RANKS), metavar="N", help="ranks (default: the GPUs, or 4 on a CPU)")
+    group.add_argument("--nproc", type=whole_number("ranks", MAX_RANKS), metavar="N",
+                       help="ranks (default: the GPUs, or 4 on a CPU)")
     group.add_argument("--methods", type=method_names, default=METHODS, metavar="A,B",
                        help=f"of {','.join(METHODS)} (default: all)")
     group.add_argument("--repeats", type=whole_number("repeats", MAX_REPEATS), default=1, metavar="N",
@@ -63,7 +64,7 @@ def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
     scope, plan = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats")), flags.pop("plan")
     config = TrainConfig(**flags)
     if config.seed + scope.repeats > 2**32:
-        raise UsageError(f"--seed {config.seed}: too large for {scope.repeats} repeats, each of which takes the next seed")
+        raise UsageError(f"--seed {config.seed}: too large for {scope.repeats} repeats, each of which takes the next")
     return config, scope, plan
 
 
@@ -71,7 +72,8 @@ def whole_number(what: str, highest: int) -> Callable[[str], int]:
     """A parser of the number of ``what``, from 1 to ``highest``."""
     def parse_number(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= highest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}; give a whole number from 1 to {highest}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no number of {what}; give a whole number from 1 to {highest}")
         return int(text)
 
     return parse_number

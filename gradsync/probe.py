@@ -68,7 +68,11 @@ def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
     if not synced:
         return None
     means = ctx.sum_over_replicas(torch.tensor([synced, local])) / ctx.num_replicas
-    return summarise_rounds(*means.tolist())
+    summary = summarise_rounds(*means.tolist())
+    own = torch.zeros(ctx.num_replicas)
+    own[ctx.replica_rank] = statistics.median(local)
+    summary.local_step_per_replica = ctx.sum_over_replicas(own).tolist()
+    return summary
 
 
 def summarise_rounds(step_times: list[float], local_step_times: list[float]) -> Probe:

@@ -126,6 +126,7 @@ class Probe(Section):
     local_step_times: list[Seconds]
     exposed_communication: float | None  # median of the paired differences; may be slightly negative
     exposed_communication_iqr: Seconds | None
+    local_step_per_replica: list[Seconds] | None = None  # medians: a replica that is slow by itself shows
 
 
 class Communication(Section):

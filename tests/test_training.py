@@ -152,6 +152,7 @@ def test_what_a_results_file_holds(name, finished):
         assert len(set(epoch.fingerprints)) == 1
         assert (epoch.server is not None) == (name == "ps")
     assert results.probe.rounds >= 3
+    assert len(results.probe.local_step_per_replica) == replicas
     state = torch.load(path.parent / "saved_models" / f"{name}_best.pth", weights_only=True)
     assert sum(tensor.numel() for tensor in state.values()) == results.model.parameters
     gradients = results.model.gradient_bytes

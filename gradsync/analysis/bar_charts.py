@@ -10,8 +10,9 @@ from gradsync.analysis.breakdown import FROM_PROBE, INSEPARABLE, OTHER, SEGMENTS
 from gradsync.analysis.canvas import FAINT, INK, colour, convergence, label, new_chart, say_instead, standing, to_png
 from gradsync.analysis.comparison import Comparison
 from gradsync.analysis.load import BASELINE, Run
+from gradsync.analysis.message import joined
 from gradsync.analysis.table import speedup
-from gradsync.analysis.words import joined, milliseconds, number
+from gradsync.analysis.words import milliseconds, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +36,8 @@ def throughput_comparison(comparison: Comparison) -> bytes:
     """Median img/s over the epochs, with range."""
 
     def text(run: Run, spread: figures.Spread) -> str:
-        ratio, _, mark = speedup(comparison, run).partition(" ")
-        return number(spread.median, 3) + (f"  ({ratio}x {mark}".rstrip() + ")" if ratio[0].isdigit() else "")
+        ratio, _, mark = str(speedup(comparison, run)).partition(" ")
+        return f"{number(spread.median, 3)}" + (f"  ({ratio}x {mark}".rstrip() + ")" if ratio[0].isdigit() else "")
 
     caption = ("Median over the epochs of one run; whisker: lowest to highest epoch. In brackets: throughput relative "
                "to DDP (~ no difference shown, ? spread not known). Below each bar: final training loss, best "
@@ -152,7 +153,7 @@ def _communication_bars(axes: Axes, place: int, run: Run) -> float:
         axes.barh(place + 0.19, seconds * 1e3, 0.3, left=left, color=PHASE_COLOURS[phase], edgecolor="white",
                   linewidth=0.4)
         left += seconds * 1e3
-    parts = " + ".join(milliseconds(seconds) for seconds in phases.values())
+    parts = " + ".join(str(milliseconds(seconds)) for seconds in phases.values())
     absent = " no phase: inside the backward pass" if run.name == BASELINE else " phases: not measured"
     axes.text(left, place + 0.19, f"  {parts}" if phases else absent, va="center",
               **({} if phases else {"color": FAINT, "style": "italic", "fontsize": 6}))

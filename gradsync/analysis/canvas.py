@@ -1,4 +1,7 @@
-"""What all charts share: a quiet matplotlib without a display, sizes, colours, and the way to PNG bytes."""
+"""What all charts share: a quiet matplotlib without a display, sizes, colours, and the way to PNG bytes.
+
+Charts are in English whatever the language of the report, since fonts for other scripts may be missing.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from gradsync.analysis import figures
 from gradsync.analysis.comparison import Comparison
+from gradsync.analysis.layout import shortened
 from gradsync.analysis.load import METHODS, Run
-from gradsync.analysis.words import accuracy, number, shortened
+from gradsync.analysis.words import accuracy, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,14 +122,14 @@ def colour(comparison: Comparison, run: Run) -> str:
 
 def label(run: Run, width: int = 18) -> str:
     """The title of a run in about three lines; legends drop names that begin with an underscore."""
-    title = shortened(run.title.lstrip("_") or "?", 48)
+    title = shortened(str(run.title).lstrip("_") or "?", 48)
     breakable = " ".join(word.replace("_", "_ ") if len(word) > width else word for word in title.split())
     return textwrap.fill(breakable, width).replace("_ ", "_")
 
 
 def convergence(run: Run) -> str:
     """What the speed bought: it stands beside every bar that shows a speed."""
-    best = accuracy(figures.best_accuracy(run), figures.accuracy_is_meaningful(run))
+    best = str(accuracy(figures.best_accuracy(run), figures.accuracy_is_meaningful(run)))
     return f"loss {number(figures.final_loss(run), 3)}, acc. {best}" + (" %" if best[0].isdigit() else "")
 
 

@@ -6,55 +6,55 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from gradsync.analysis import figures
 from gradsync.analysis.finding import COMPARISON, Finding
-from gradsync.analysis.load import BASELINE, METHODS, SINGLE, Run
-from gradsync.analysis.words import count, joined, number, printable, shortened
+from gradsync.analysis.layout import shortened
+from gradsync.analysis.load import SINGLE, Run
+from gradsync.analysis.message import Text, clauses, enumerated, joined, msg, printable, term
+from gradsync.analysis.words import count, number
 
-# Per replica, or written again at the top of the file with its final value.
-NOT_COMPARED = frozenset({"batch_size", "global_batch_size"})
 # A single device has no peers, so these differ by nature.
 OF_THE_GROUP = frozenset({"world_size", "threads_per_rank", "num_hosts", "ranks_per_host", "backend", "transport"})
-EARLY_STEPS = 10
-# Rounding cannot reach 1% of the loss in ten steps; afterwards training amplifies it.
-SAME_TRAJECTORY = 0.01
-# Runs that differ by rounding alone end within this share of the first losses of each other.
-SAME_END = 0.05
-# BatchNorm over shares of another size moves single losses and the end by no more than this.
-WITH_BATCHNORM = 0.10
+# What is compared beside the keys of the files, whose names are nobody's to translate.
+OUR_KEYS = ("learning rate at the end of each epoch", "global batch", "optimizer steps", "number of epochs",
+            "evaluated samples", "validation transforms", "initial parameters")
+SAME_FIRST_LOSS = 1e-4  # relative: same weights, same batch, float32
+OTHER_WEIGHTS = 0.25  # relative: no batch of an untrained network is so far from another
 
 
 def recipe(runs: Sequence[Run]) -> list[Finding]:
     """Recipe, data set and model are equal; every differing key is a finding of its own."""
-    found = _differences("recipe", [(run, _recipe(run)) for run in runs],
-                         "the runs trained differently", "run all methods with the same flags")
+    runs = figures.without_repeats(runs)
+    found = _differences("recipe", [(run, _recipe(run)) for run in runs], msg("the runs trained differently"),
+                         msg("run all methods with the same flags"))
     unknown = [run.name for run in runs if run.results.recipe is None]
     if unknown:
-        found.append(Finding("recipe", "not known", COMPARISON, f"no recipe in the file of {joined(unknown)}"))
-    return found or [Finding("recipe", "pass", COMPARISON, f"recipe, data set and model are equal in {len(runs)} runs")]
+        found.append(Finding("recipe", "not known", COMPARISON,
+                             msg("no recipe in the file of {names}", names=joined(unknown))))
+    text = msg("recipe, data set and model are equal in {count} runs", count=len(runs))
+    return found or [Finding("recipe", "pass", COMPARISON, text)]
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    results = run.results
-    facts = {key: value for key, value in (results.recipe or {}).items() if key not in NOT_COMPARED}
-    facts |= {f"dataset.{key}": value for key, value in _dump(results.dataset).items()}
-    facts |= {f"model.{key}": value for key, value in _dump(results.model).items()}
+    results, facts = run.results, figures.recipe(run) or {}
+    sections = {"dataset": _dump(results.dataset), "model": _dump(results.model)}
+    # What the recipe says once more would only be listed twice.
+    further = {f"{title}.{key}": value for title, section in sections.items() for key, value in section.items()
+               if value is not None and value not in (facts.get(key), facts.get(title))}
     rates = [epoch.learning_rate for epoch in results.epochs]
-    return facts | ({"learning rate at the end of each epoch": rates} if any(rates) else {})
+    return facts | further | ({"learning rate at the end of each epoch": rates} if any(rates) else {})
 
 
 def environment(runs: Sequence[Run]) -> list[Finding]:
     """The same machine, versions and number of ranks; a single device is exempt from what concerns the group."""
     facts = [(run, _environment(run)) for run in runs]
-    found = _differences("environment", facts, "a difference in speed may be one of hardware or versions",
-                         "run all methods on the same machine in one go")
+    found = _differences("environment", facts, msg("a difference in speed may be one of hardware or versions"),
+                         msg("run all methods on the same machine in one go"))
     unknown = [run.name for run in runs if run.results.environment is None]
     if unknown:
-        text = f"no environment in the file of {joined(unknown)}"
-        found.append(Finding("environment", "not known", COMPARISON, text))
-    text = f"machine, versions and ranks are equal in {len(runs)} runs"
+        found.append(Finding("environment", "not known", COMPARISON,
+                             msg("no environment in the file of {names}", names=joined(unknown))))
+    text = msg("machine, versions and ranks are equal in {count} runs", count=len(runs))
     return found or [Finding("environment", "pass", COMPARISON, text)]
 
 
@@ -67,68 +67,77 @@ def _environment(run: Run) -> dict[str, Any]:
 
 
 def updates(runs: Sequence[Run]) -> list[Finding]:
-    """The same global batch, and the same number of optimizer steps and epochs."""
+    """The same global batch, and the same number of optimizer steps and epochs; asynchronous runs make more updates."""
+    runs = [run for run in runs if figures.is_synchronous(run) is not False]
+    if len(runs) < 2:
+        return []
     facts = [(run, {"global batch": figures.global_batch(run), "optimizer steps": figures.total_steps(run),
-                    "epochs": len(run.results.epochs)}) for run in runs]
+                    "number of epochs": len(run.results.epochs)}) for run in runs]
     facts = [(run, {key: value for key, value in values.items() if value}) for run, values in facts]
-    found = _differences("updates", facts, "the runs made other updates, so neither speed nor loss compares",
-                         "give all runs the same --global-batch-size and --epochs")
+    found = _differences("updates", facts, msg("the runs made other updates, so neither speed nor a curve per epoch "
+                                               "compares"),
+                         msg("give all runs the same --global-batch-size and --epochs"))
     unknown = [run.name for run, values in facts if len(values) < 3]
     if unknown:
-        text = f"global batch or steps unknown for {joined(unknown)}"
-        found.append(Finding("updates", "not known", COMPARISON, text))
-    text = ", ".join(f"{key} {count(value)}" for key, value in facts[0][1].items())
-    return found or [Finding("updates", "pass", COMPARISON, f"equal in {len(runs)} runs: {text}")]
+        found.append(Finding("updates", "not known", COMPARISON,
+                             msg("global batch or steps unknown for {names}", names=joined(unknown))))
+    shared = enumerated([msg("{key} {value}", key=term(key), value=count(value)) for key, value in facts[0][1].items()])
+    text = msg("equal in {count} runs: {facts}", count=len(runs), facts=shared)
+    return found or [Finding("updates", "pass", COMPARISON, text)]
+
+
+def evaluation(runs: Sequence[Run]) -> list[Finding]:
+    """All runs are evaluated on equally many samples, seen through the same transforms."""
+    facts = [(run, {key: value for key, value in _evaluation(run).items() if value}) for run in runs]
+    return _differences("evaluation", facts, msg("the runs are not evaluated on the same data"),
+                        msg("do not compare their accuracies; evaluate the saved models alike"))
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    data = run.results.dataset
+    return {"evaluated samples": next((epoch.val_samples for epoch in run.results.epochs), None),
+            "validation transforms": data and data.val_transforms}
 
 
 def start(runs: Sequence[Run]) -> list[Finding]:
-    """All runs start from the same parameters."""
+    """All runs start from the same parameters: by their fingerprints, else by their first losses."""
+    runs = figures.without_repeats(runs)
     known = [(run, {"initial parameters": run.results.initial_fingerprints[0]})
              for run in runs if run.results.initial_fingerprints]
     if len(known) < 2:
-        return [Finding("start", "not known", COMPARISON, "fewer than two files hold a fingerprint of their start")]
-    found = _differences("start", known, "the runs did not start from the same parameters",
-                         "use the same --seed, --model and --weights")
-    return found or [Finding("start", "pass", COMPARISON, f"{len(known)} runs started from the same parameters")]
+        return [_first_losses(runs)]
+    found = _differences("start", known, msg("the runs did not start from the same parameters"),
+                         msg("use the same --seed, --model and --weights"))
+    text = msg("{count} runs started from the same parameters", count=len(known))
+    return found or [Finding("start", "pass", COMPARISON, text)]
 
 
-def trajectory(runs: Sequence[Run]) -> list[Finding]:
-    """Synchronous methods follow the loss of the baseline (or of the single device) step by step."""
-    candidates = {run.name: run for run in runs if run.results.all_losses}
-    reference = candidates.get(BASELINE) or candidates.get(SINGLE) or next(iter(candidates.values()), None)
-    if reference is None or len(candidates) < 2:
-        return [Finding("trajectory", "not known", COMPARISON, "fewer than two files hold losses per step")]
-    return [_against(run, reference) for run in candidates.values() if run is not reference]
+def _first_losses(runs: Sequence[Run]) -> Finding:
+    """What the losses of step 1 say of the start, where no fingerprints do."""
+    known = [run for run in runs if run.results.all_losses]
+    if len(known) < 2:
+        text = msg("fewer than two files hold a fingerprint of their start, or a first loss")
+        return Finding("start", "not known", COMPARISON, text)
+    losses = [run.results.all_losses[0] for run in known]
+    low, high = min(losses), max(losses)
+    chances = {chance for run in known if (chance := figures.chance_loss(run))}
+    text: Text = msg("first losses {losses}", losses=enumerated([f"{run.name} {number(loss)}" for run, loss in
+                                                                  zip(known, losses, strict=True)]))
+    if all(figures.chance_loss(run) for run in known) and len(chances) == 1:
+        classes, chance = chances.pop()
+        text = clauses([text, msg("an untrained network has about ln {classes} = {chance}", classes=classes,
+                                  chance=number(chance))])
+    if high - low <= SAME_FIRST_LOSS * max(abs(high), 1e-12):
+        return Finding("start", "pass", COMPARISON, text)
+    if high - low > OTHER_WEIGHTS * abs(high):
+        return Finding("start", "suspect", COMPARISON, text,
+                       msg("the runs did not start from the same parameters: some were trained before"),
+                       msg("use the same --seed, --model and --weights"))
+    unproven = msg("so equal weights are neither shown nor refuted")
+    return Finding("start", "not known", COMPARISON, clauses([text, unproven]))
 
 
-def _against(run: Run, reference: Run) -> Finding:
-    common = min(len(run.results.all_losses), len(reference.results.all_losses))
-    losses, expected = np.array(run.results.all_losses[:common]), np.array(reference.results.all_losses[:common])
-    difference = np.abs(losses - expected)
-    scale = max(float(np.max(np.abs(expected[:EARLY_STEPS]))), 1e-12)
-    early, tail = float(difference[:EARLY_STEPS].max()), max(1, common // 10)
-    end = abs(float(losses[-tail:].mean() - expected[-tail:].mean()))
-    step = int(difference.argmax())
-    text = (f"largest loss difference from {reference.name}: {number(float(difference[step]), 2)} at step {step + 1} "
-            f"of {common}; {number(early, 2)} in the first {min(common, EARLY_STEPS)} steps, "
-            f"{number(end, 2)} between the means of the last {tail}")
-    if difference[step] <= SAME_TRAJECTORY * scale:
-        return Finding("trajectory", "pass", run.name, text)
-    if early <= SAME_TRAJECTORY * scale and end <= SAME_END * scale:
-        return Finding("trajectory", "note", run.name, text,
-                       "rounding, amplified by training: same early steps, same end")
-    if run.name not in METHODS:
-        return Finding("trajectory", "note", run.name, text,
-                       "another update rule, or a fault: whether this method is synchronous is not known")
-    if figures.replicas(run) != figures.replicas(reference) and max(early, end) <= WITH_BATCHNORM * scale:
-        return Finding("trajectory", "note", run.name, text,
-                       "the numbers of replicas differ: BatchNorm statistics are per replica",
-                       "compare a model without BatchNorm to tell this from a fault")
-    return Finding("trajectory", "suspect", run.name, text, "the runs do not compute the same updates",
-                   "compare gradients of step 1 with the baseline's")
-
-
-def _differences(check: str, facts: list[tuple[Run, dict[str, Any]]], cause: str, action: str) -> list[Finding]:
+def _differences(check: str, facts: list[tuple[Run, dict[str, Any]]], cause: Text, action: Text) -> list[Finding]:
     """One finding for each key whose known values differ, with values and files."""
     found = []
     for key in sorted({key for _, values in facts for key in values}):
@@ -137,8 +146,10 @@ def _differences(check: str, facts: list[tuple[Run, dict[str, Any]]], cause: str
             if key in values:
                 files.setdefault(_shown(values[key]), []).append(run.file)
         if len(files) > 1:
-            text = "; ".join(f"{shortened(value, 120)} in {joined(names)}" for value, names in files.items())
-            found.append(Finding(check, "invalid", COMPARISON, f"{printable(key)} is {text}", cause, action))
+            parts = [msg("{value} in {files}", value=shortened(value, 120), files=joined(names))
+                     for value, names in files.items()]
+            text = msg("{key} is {values}", key=term(key) if key in OUR_KEYS else key, values=clauses(parts))
+            found.append(Finding(check, "invalid", COMPARISON, text, cause, action))
     return found
 
 

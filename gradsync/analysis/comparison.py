@@ -73,7 +73,7 @@ class Comparison:
 
 
 def compare(loaded: Loaded) -> Comparison:
-    return Comparison(loaded, audit(loaded.runs, loaded.failed))
+    return Comparison(loaded, audit(loaded.runs, loaded.failed, loaded.siblings))
 
 
 def difference_shows(first: figures.Spread, second: figures.Spread) -> bool | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gradsync.analysis.message import Text
+
 Verdict = Literal["pass", "note", "not known", "suspect", "invalid"]
 SEVERITY: tuple[Verdict, ...] = get_args(Verdict)  # from harmless to fatal
 COMPARISON = "comparison"
@@ -13,14 +15,14 @@ COMPARISON = "comparison"
 
 @dataclass(frozen=True)
 class Finding:
-    """``subject`` is the name of a run, or ``COMPARISON``. Empty ``cause`` and ``action`` where all is well."""
+    """``subject`` names a run or several, or is ``COMPARISON``. No ``cause`` and ``action`` where all is well."""
 
     check: str
     verdict: Verdict
-    subject: str
-    figures: str
-    cause: str = ""
-    action: str = ""
+    subject: Text
+    figures: Text
+    cause: Text = ""
+    action: Text = ""
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:

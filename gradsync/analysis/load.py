@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradsync.analysis.words import printable
+from gradsync.analysis.message import Text, msg, printable
 from gradsync.errors import UsageError
 from gradsync.results import RunResults, read_results
 
@@ -15,17 +15,27 @@ SINGLE = "single"
 
 @dataclass(frozen=True)
 class Method:
-    title: str
+    title: Text
     command: str  # that produces its results file
-    without_it: str  # what a comparison lacks if the file is missing
+    without_it: Text  # what a comparison lacks if the file is missing
 
 
 METHODS = {
-    BASELINE: Method("DDP", "torchrun --nproc_per_node=N baseline_multi_card.py", "no speed-up"),
-    "all_reduce": Method("All-reduce", "torchrun --nproc_per_node=N all_reduce_train.py", "not compared"),
-    "ps": Method("Parameter server", "torchrun --nproc_per_node=N ps_train.py", "not compared"),
-    SINGLE: Method("Single device", "python baseline_multi_card.py", "scaling efficiency is not known"),
+    BASELINE: Method(msg("DDP"), "torchrun --nproc_per_node=N baseline_multi_card.py", msg("no speed-up")),
+    "all_reduce": Method(
+        msg("All-reduce"), "torchrun --nproc_per_node=N all_reduce_train.py", msg("not compared")),
+    "ps": Method(msg("Parameter server"), "torchrun --nproc_per_node=N ps_train.py", msg("not compared")),
+    SINGLE: Method(
+        msg("Single device"), "python baseline_multi_card.py", msg("scaling efficiency is not known")),
 }
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What the user says about runs whose files do not say it."""
+
+    gradient_bytes: float | None = None
+    link_bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class Run:
     path: Path
     results: RunResults
     name: str
-    title: str
+    title: Text
+    assumed: Assumed = Assumed()
 
     @property
     def file(self) -> str:
@@ -53,6 +64,7 @@ class Loaded:
     directory: Path
     runs: list[Run]
     failed: list[Run]
+    siblings: tuple[Run, ...] = ()  # runs of other repeats: they only tell how much a seed matters
 
     @property
     def missing(self) -> list[str]:
@@ -61,7 +73,7 @@ class Loaded:
         return [name for name in METHODS if name not in present]
 
 
-def load(directory: Path) -> Loaded:
+def load(directory: Path, assumed: Assumed = Assumed()) -> Loaded:
     """Read every ``results_*.json`` in ``directory``.
 
     Raises UsageError that names the file and line or key of the first unusable one, or says what to run
@@ -79,7 +91,7 @@ def load(directory: Path) -> Loaded:
     runs: list[Run] = []
     failed: list[Run] = []
     for path in paths:
-        run = _run(path, {other.name for other in runs})
+        run = _run(path, {other.name for other in runs}, assumed)
         (failed if run.failed else runs).append(run)
     order = list(METHODS)
     runs.sort(key=lambda run: (order.index(run.name) if run.name in order else len(order), run.name))
@@ -90,14 +102,15 @@ def _stem(path: Path) -> str:
     return path.name.removeprefix("results_").removesuffix(".json").removesuffix(".failed")
 
 
-def _run(path: Path, taken: set[str]) -> Run:
+def _run(path: Path, taken: set[str], assumed: Assumed) -> Run:
     results = read_results(path)
     stem = _stem(path)
     # Older files call their method anything; the file name then says which of ours it is.
     key = stem if stem in METHODS and results.method not in METHODS else results.method
     known = METHODS.get(key)
     name = printable(key).strip() or printable(stem)
-    title = known.title if known else printable(results.title or name).strip() or name
+    title: Text = known.title if known else printable(results.title or name).strip() or name
     if name in taken:
-        name, title = f"{name} ({printable(path.name)})", f"{title} ({printable(path.name)})"
-    return Run(path, results, name, title)
+        file = printable(path.name)
+        name, title = f"{name} ({file})", msg("{title} ({file})", title=title, file=file)
+    return Run(path, results, name, title, assumed)

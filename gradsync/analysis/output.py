@@ -8,6 +8,8 @@ from pathlib import Path
 from gradsync.analysis import bar_charts, curves
 from gradsync.analysis.canvas import quiet_matplotlib
 from gradsync.analysis.comparison import Comparison
+from gradsync.analysis.html_report import render_page
+from gradsync.analysis.message import ENGLISH, Language
 from gradsync.analysis.report import render_report
 from gradsync.errors import RunError, UsageError
 from gradsync.results import write_bytes_atomically
@@ -22,15 +24,18 @@ CHARTS = {
 }
 
 
-def render(comparison: Comparison) -> dict[Path, bytes]:
-    """Relative path and content of each file; the report last, so that it never describes older charts.
+def render(comparison: Comparison, language: Language = ENGLISH) -> dict[Path, bytes]:
+    """Relative path and content of each file; the reports last, so that they never describe older charts.
 
     Every chart is drawn each time, if need be with a sentence in place of bars: a chart of an earlier
     analysis beside a new report would mislead.
     """
     with quiet_matplotlib():
-        files = {Path("plots") / f"{name}.png": draw(comparison) for name, draw in CHARTS.items()}
-    return files | {Path("performance_report.txt"): render_report(comparison).encode("utf-8", "backslashreplace")}
+        pictures = {name: draw(comparison) for name, draw in CHARTS.items()}
+    reports = {"report.html": render_page(comparison, pictures, language),
+               "performance_report.txt": render_report(comparison, language)}
+    return {Path("plots") / f"{name}.png": picture for name, picture in pictures.items()} | {
+        Path(name): text.encode("utf-8", "backslashreplace") for name, text in reports.items()}
 
 
 def write(directory: Path, files: dict[Path, bytes]) -> list[Path]:

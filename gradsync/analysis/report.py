@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gradsync.analysis import figures, words
 from gradsync.analysis.breakdown import COMMUNICATION, SEGMENTS, breakdown
+from gradsync.analysis.certificate import certificates
 from gradsync.analysis.comparison import Comparison, difference_shows, groups_without_difference
-from gradsync.analysis.finding import SEVERITY
+from gradsync.analysis.finding import COMPARISON, SEVERITY, Finding
+from gradsync.analysis.layout import WIDE_PUNCTUATION, aligned, display_width, shortened, wrapped
 from gradsync.analysis.load import BASELINE, METHODS, SINGLE, Run
-from gradsync.analysis.table import aligned, comparison_table, exposed, speedup
+from gradsync.analysis.message import ENGLISH, Language, Listing, Text, enumerated, joined, msg, printable, term
+from gradsync.analysis.table import comparison_table, exposed, speedup
+
+Rows = list[tuple[Text, ...]]
 
 
-def render_report(comparison: Comparison) -> str:
+def render_report(comparison: Comparison, language: Language = ENGLISH) -> str:
     """``performance_report.txt``."""
-    return _templates().get_template("performance_report.txt.j2").render(_facts(comparison))
+    return templates(language).get_template("performance_report.txt.j2").render(report_facts(comparison, language))
 
 
-def render_terminal(comparison: Comparison, written: Sequence[object]) -> str:
+def render_terminal(comparison: Comparison, written: Sequence[object], language: Language = ENGLISH) -> str:
     """What is printed: the table, the verdict, what is wrong or missing, and the files that were written."""
-    return _templates().get_template("terminal.txt.j2").render(_facts(comparison), written=written)
+    facts = report_facts(comparison, language)
+    return templates(language).get_template("terminal.txt.j2").render(facts, written=written)
 
 
-def _templates() -> Environment:
+def templates(language: Language) -> Environment:
+    """Templates write ``{{ _("English with {placeholder}", placeholder=...) }}``, and nothing but that is text."""
     environment = Environment(
         loader=PackageLoader("gradsync.analysis"),
-        finalize=words.printable,  # whatever stands in {{ }} stays on its line and shows its control characters
+        finalize=language,  # whatever stands in {{ }} is translated, stays on its line, shows its control characters
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -40,76 +49,139 @@ def _templates() -> Environment:
         "ms": words.milliseconds,
         "number": words.number,
         "percent": words.percent,
-        "joined": words.joined,
+        "joined": joined,
         "replicas": figures.replicas,
-        "names": lambda runs: words.joined([run.name for run in runs]),
+        "names": lambda runs: joined([run.name for run in runs]),
+        "term": term,
+        "said": said,
+        "described": described,
+        "heading": lambda text: f"{text}\n{'=' * display_width(text)}\n",
     }
+    environment.globals["_"] = msg
     return environment
 
 
 def _filled(text: str, prefix: str) -> str:
-    collapsed = " ".join(text.split())
-    return "\n".join(words.wrapped(collapsed, prefix=prefix)) + "\n" if collapsed else ""
+    collapsed = re.sub(f"(?<=[{WIDE_PUNCTUATION}]) ", "", " ".join(text.split()))  # it brings its own space
+    return "\n".join(wrapped(collapsed, prefix=prefix)) + "\n" if collapsed else ""
 
 
-def _facts(comparison: Comparison) -> dict[str, Any]:
+def said(finding: Finding) -> Text:
+    """A finding in full: check, run, figures, cause, what to do."""
+    check: Text = term(finding.check)
+    if finding.subject != COMPARISON:
+        check = msg("{check}, {run}", check=check, run=finding.subject)
+    parts: list[Text] = [msg("{check}: {figures}.", check=check, figures=finding.figures)]
+    if finding.cause:
+        parts.append(msg("Cause: {cause}.", cause=finding.cause))
+    if finding.action:
+        parts.append(msg("To do: {action}.", action=finding.action))
+    return Listing(tuple(parts), " ", " ")
+
+
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Runs of which the same is to be said share one finding."""
+    groups: dict[Finding, list[Text]] = {}
+    for finding in findings:
+        groups.setdefault(replace(finding, subject=""), []).append(finding.subject)
+    return [replace(finding, subject=subjects[0] if len(subjects) == 1 else joined(subjects))
+            for finding, subjects in groups.items()]
+
+
+def described(run: Run) -> Text:
+    """A run's title, file and times."""
+    results = run.results
+    parts: list[Text] = [run.title, run.file]
+    if results.start_time:
+        parts.append(msg("started {time}", time=results.start_time))
+    if results.end_time:
+        parts.append(msg("ended {time}", time=results.end_time))
+    if run.failed:
+        parts.append(msg("FAILED: {error}", error=results.error or msg("no reason given")))
+    return msg("{run}: {figures}", run=run.name, figures=enumerated(parts))
+
+
+def limits(runs: Sequence[Run]) -> list[Text]:
+    """What the hardware of these runs leaves open."""
+    known = [facts for run in runs if (facts := run.results.environment)]
+    found: list[Text] = []
+    if cpu := next((facts for facts in known if facts.device.lower().startswith("cpu")), None):
+        shared = max((facts.ranks_per_host for facts in known), default=1)
+        found.append(msg("The speed of a GPU: these are times of a CPU.") if shared == 1 else
+                     msg("The speed of a GPU: these are times of a CPU, whose {cores} cores are shared by {ranks} "
+                         "ranks.", cores=cpu.cpu_cores, ranks=shared))
+    if one_host := next((facts for facts in known if facts.num_hosts == 1), None):
+        found.append(msg("A network: all ranks ran on one host ({transport}). Between hosts communication takes "
+                         "longer, and differently so for each method.", transport=one_host.transport))
+    return found
+
+
+def report_facts(comparison: Comparison, language: Language) -> dict[str, Any]:
     runs = comparison.runs
     severity = {verdict: -place for place, verdict in enumerate(SEVERITY)}
-    problems = sorted((finding for finding in comparison.findings if finding.verdict != "pass"),
+    findings = merged(comparison.findings)
+    problems = sorted((finding for finding in findings if finding.verdict != "pass"),
                       key=lambda finding: severity[finding.verdict])
     efficiencies = [(run.name, comparison.scaling_efficiency(run)) for run in runs]
+    not_known = [finding for finding in problems if finding.verdict == "not known"]
+
+    def table(rows: Rows, left: Sequence[int] = (0,)) -> list[str]:
+        return aligned([[language(cell) for cell in row] for row in rows], left) if len(rows) > 1 else []
+
     return {
         "comparison": comparison,
         "runs": runs,
         "methods": METHODS,
         "baseline": comparison.run(BASELINE),
         "single": comparison.run(SINGLE),
-        "withheld": comparison.withheld,
+        "withheld": merged(comparison.withheld),
         "excluded": [run for run in runs if comparison.verdict(run) == "invalid"],
-        "table": comparison_table(comparison),
-        "ranking": ranking_lines(comparison),
-        "differences": _differences(comparison),
+        "table": comparison_table(comparison, language),
+        "ranking": table(ranking_rows(comparison), left=(0, 1, 8)),
+        "differences": differences(comparison),
         "problems": problems,
+        "passed": [finding for finding in findings if finding.verdict == "pass"],
         "further": [finding for finding in problems
-                    if finding.verdict != "not known" and finding not in comparison.withheld],
-        "not_known": [finding for finding in problems if finding.verdict == "not known"],
-        "convergence": convergence_lines(runs),
+                    if finding.verdict != "not known" and finding not in merged(comparison.withheld)],
+        "unknown_checks": [term(check) for check in dict.fromkeys(finding.check for finding in not_known)],
+        "convergence": table(convergence_rows(runs)),
+        "equivalence": table(equivalence_rows(runs, comparison.loaded.siblings), left=(0, 1, 5)),
         "standard_error": _standard_error(runs),
         "meaningless": [run for run in runs if not figures.accuracy_is_meaningful(run)],
-        "time": time_lines(runs),
+        "time": table(time_rows(runs)),
         "no_phases": [run for run in runs if breakdown(run) is None],
-        "communication": communication_lines(runs),
-        "explained": _explained(comparison),
+        "communication": table(communication_rows(runs)),
+        "explained": explained(comparison),
         "no_probe": [run for run in runs if exposed(run) == words.NOT_KNOWN],
         "efficiencies": [(name, share) for name, share in efficiencies if share is not None],
+        "limits": limits(runs),
         "threads": sorted({run.results.environment.threads_per_rank for run in runs if run.results.environment}),
         "serving": [run for run in runs if (figures.replicas(run) or 0) < (run.results.world_size or 0)],
-        "recipe": _by_value(runs, lambda run: run.results.recipe),
-        "dataset": _by_value(runs, lambda run: run.results.dataset and run.results.dataset.model_dump()),
-        "model": _by_value(runs, lambda run: run.results.model and run.results.model.model_dump()),
-        "environment": _by_value(runs, lambda run: run.results.environment and run.results.environment.model_dump()),
+        "by_value": {title: _by_value(runs, key) for title, key in (
+            ("flag", "recipe"), ("data set", "dataset"), ("model", "model"), ("environment", "environment"))},
     }
 
 
-def ranking_lines(comparison: Comparison) -> list[str]:
+def ranking_rows(comparison: Comparison) -> Rows:
     """Fastest first, with spread and convergence; runs without a shown difference share a rank."""
-    rows = [("", "Method", "img/s", "min - max", "n", "Speed-up", "Train loss", "Best val acc. %", "")]
+    rows: Rows = [("", msg("Method"), "img/s", msg("min - max"), "n", msg("Speed-up"), msg("Train loss"),
+                   msg("Best val acc. %"), "")]
     place = 1
     for group in groups_without_difference(comparison.ranking):
         for run in group:
             speed = figures.throughput(run)
             shows = difference_shows(figures.throughput(group[0]), speed)
-            remark = "" if run is group[0] else "no difference shown" if shows is False else "spread not known"
+            remark = msg("no difference shown") if shows is False else msg("spread not known")
             rows.append((
-                f"{place}.", words.shortened(run.name, 22), words.number(speed.median),
+                f"{place}.", shortened(run.name, 22), words.number(speed.median),
                 f"{words.number(speed.low)} - {words.number(speed.high)}", str(speed.n), speedup(comparison, run),
-                words.number(figures.final_loss(run)), _accuracy(run), remark,
+                words.number(figures.final_loss(run)), _accuracy(run), "" if run is group[0] else remark,
             ))
         place += len(group)
-    return aligned(rows, left=(0, 1, 8)) if len(rows) > 1 else []
+    return rows
 
 
-def _differences(comparison: Comparison) -> list[dict[str, Any]]:
+def differences(comparison: Comparison) -> list[dict[str, Any]]:
     """Each ranked run against the baseline: relative change of throughput, and the wider range it must exceed."""
     baseline = comparison.run(BASELINE)
     found = []
@@ -124,18 +196,18 @@ def _differences(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-def _accuracy(run: Run) -> str:
+def _accuracy(run: Run) -> Text:
     return words.accuracy(figures.best_accuracy(run), figures.accuracy_is_meaningful(run))
 
 
-def convergence_lines(runs: Sequence[Run]) -> list[str]:
+def convergence_rows(runs: Sequence[Run]) -> Rows:
     """Losses and accuracies of each run."""
-    rows = [("Method", "First loss", "Final train loss", "Final val loss", "Final train acc. %", "Best val acc. %",
-             "Steps")]
+    rows: Rows = [(msg("Method"), msg("First loss"), msg("Final train loss"), msg("Final val loss"),
+                   msg("Final train acc. %"), msg("Best val acc. %"), msg("Steps"))]
     for run in runs:
         losses, last = run.results.all_losses, run.results.epochs[-1] if run.results.epochs else None
         rows.append((
-            words.shortened(run.name, 28),
+            shortened(run.name, 28),
             words.number(losses[0] if losses else None),
             words.number(figures.final_loss(run)),
             words.number(last.val_loss if last else None),
@@ -143,7 +215,18 @@ def convergence_lines(runs: Sequence[Run]) -> list[str]:
             _accuracy(run),
             words.count(figures.total_steps(run)),
         ))
-    return aligned(rows)
+    return rows
+
+
+def equivalence_rows(runs: Sequence[Run], siblings: Sequence[Run] = ()) -> Rows:
+    """The certificate of each run that has a reference."""
+    rows: Rows = [(msg("Method"), msg("Reference"), msg("Replicas"), msg("Largest loss difference"),
+                   msg("Final parameters"), msg("Verdict"))]
+    for found in certificates(runs, siblings):
+        rows.append((shortened(found.run.name, 24), shortened(found.reference.name, 24),
+                     words.count(figures.replicas(found.run)), found.largest_loss_difference, found.parameters,
+                     found.verdict))
+    return rows
 
 
 def _standard_error(runs: Sequence[Run]) -> tuple[float, int] | None:
@@ -156,31 +239,31 @@ def _standard_error(runs: Sequence[Run]) -> tuple[float, int] | None:
     return max(found, default=None)
 
 
-def time_lines(runs: Sequence[Run]) -> list[str]:
+def time_rows(runs: Sequence[Run]) -> Rows:
     """Milliseconds per step of each segment, and its share."""
     known = [(run, parts) for run in runs if (parts := breakdown(run))]
     if not known:
         return []
-    rows = [("ms per step", *(words.shortened(run.name, 24) for run, _ in known))]
+    rows: Rows = [(msg("ms per step"), *(shortened(run.name, 24) for run, _ in known))]
     for segment in SEGMENTS:
         values = [parts.segments.get(segment) for _, parts in known]
         if any(values):
-            rows.append((segment, *(f"{words.milliseconds(value)} ({value / parts.total:4.0%})" if value else "-"
+            rows.append((term(segment), *(f"{words.milliseconds(value)} ({value / parts.total:4.0%})" if value else "-"
                                     for value, (_, parts) in zip(values, known, strict=True))))
-    rows.append(("step", *(f"{words.milliseconds(parts.total)} (100%)" for _, parts in known)))
-    return aligned(rows)
+    rows.append((msg("step"), *(f"{words.milliseconds(parts.total)} (100%)" for _, parts in known)))
+    return rows
 
 
-def communication_lines(runs: Sequence[Run]) -> list[str]:
+def communication_rows(runs: Sequence[Run]) -> Rows:
     """Exposed communication, measured phases, and volume per step."""
-    rows = [("Method", "Exposed ms", "quartiles", "of the step", "Pull ms", "All-reduce ms", "Push ms", "MB/replica",
-             "MB/server")]
+    rows: Rows = [(msg("Method"), msg("Exposed ms"), msg("quartiles"), msg("of the step"), msg("Pull ms"),
+                   msg("All-reduce ms"), msg("Push ms"), msg("MB/replica"), msg("MB/server"))]
     for run in runs:
         spread, step = figures.exposed_communication(run), figures.step_time(run)
         phases = figures.communication_phases(run)
         sent = run.results.communication
         rows.append((
-            words.shortened(run.name, 22),
+            shortened(run.name, 22),
             exposed(run),
             f"{words.milliseconds(spread.low)} - {words.milliseconds(spread.high)}" if spread else "-",
             words.percent(spread.median / step) if spread and step else "-",
@@ -188,10 +271,10 @@ def communication_lines(runs: Sequence[Run]) -> list[str]:
             *(words.number(volume / 1e6) if volume is not None else "-" for volume in (
                 sent and sent.replica_bytes_per_step, sent and sent.server_bytes_per_step)),
         ))
-    return aligned(rows)
+    return rows
 
 
-def _explained(comparison: Comparison) -> list[dict[str, Any]]:
+def explained(comparison: Comparison) -> list[dict[str, Any]]:
     """Difference of step time from the baseline beside the difference of exposed communication, in seconds."""
     baseline = comparison.run(BASELINE)
     if baseline is None or comparison.withheld:
@@ -205,13 +288,13 @@ def _explained(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-def _by_value(runs: Sequence[Run], facts: Any) -> list[tuple[str, str, str]]:
-    """(key, value, names of the runs if not all) for every known fact."""
+def _by_value(runs: Sequence[Run], section: str) -> list[tuple[str, str, Text]]:
+    """(key, value, names of the runs if not all) for every known fact of a section of the files."""
     table: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        for key, value in (facts(run) or {}).items():
-            if value in ("", None):
-                continue
-            table.setdefault(key, {}).setdefault(words.printable(value), []).append(run.name)
-    return [(key, value, "" if len(names) == len(runs) else words.joined(names))
+        facts = getattr(run.results, section) or {}
+        for key, value in (facts if isinstance(facts, dict) else facts.model_dump()).items():
+            if value not in ("", None):
+                table.setdefault(key, {}).setdefault(printable(value), []).append(run.name)
+    return [(key, value, "" if len(names) == len(runs) else joined(names))
             for key, values in table.items() for value, names in values.items()]

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gradsync.analysis import figures
 from gradsync.analysis.comparison import Comparison
+from gradsync.analysis.layout import aligned, display_width, shortened
 from gradsync.analysis.load import BASELINE, Run
-from gradsync.analysis.words import NOT_KNOWN, accuracy, milliseconds, number, shortened
+from gradsync.analysis.message import ENGLISH, Language, Text, msg, term
+from gradsync.analysis.words import NOT_KNOWN, accuracy, milliseconds, number
 
 NAME_WIDTH = 18
-HEADER = (
-    ("Method", "Replicas", "Through-", "Time per", "Step", "Exposed", "Speed-up", "Final", "Best val", "Verdict"),
-    ("", "(ranks)", "put img/s", "epoch s", "ms", "comm. ms", "", "train loss", "acc. %", ""),
+HEADER: tuple[tuple[Text, ...], ...] = (
+    (msg("Method"), msg("Replicas"), msg("Through-"), msg("Time per"), msg("Step"), msg("Exposed"), msg("Speed-up"),
+     msg("Final"), msg("Best val"), msg("Verdict")),
+    ("", msg("(ranks)"), msg("put img/s"), msg("epoch s"), "ms", msg("comm. ms"), "", msg("train loss"), msg("acc. %"),
+     ""),
 )
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), gap: str = "  ") -> list[str]:
-    """Columns as wide as their widest cell; those in ``left`` are flush left, the others flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        gap.join(cell.ljust(width) if column in left else cell.rjust(width)
-                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
-
-
-def comparison_table(comparison: Comparison) -> list[str]:
-    """Speed beside convergence, one line a run, failed runs last; at most about 110 characters wide."""
-    rows = [*HEADER, *(_row(comparison, run) for run in comparison.runs)]
-    rows += [(shortened(run.name, NAME_WIDTH), *["-"] * 8, "failed") for run in comparison.loaded.failed]
-    lines = aligned(rows, left=(0, len(HEADER[0]) - 1))
-    rule = "-" * max(map(len, lines))
+def comparison_table(comparison: Comparison, language: Language = ENGLISH) -> list[str]:
+    """Speed beside convergence, one line a run, failed runs last; at most about 110 columns wide."""
+    rows = [*HEADER, *(row(comparison, run) for run in comparison.runs)]
+    rows += [(shortened(run.name, NAME_WIDTH), *["-"] * 8, msg("failed")) for run in comparison.loaded.failed]
+    lines = aligned([[language(cell) for cell in row] for row in rows], left=(0, len(HEADER[0]) - 1))
+    rule = "-" * max(map(display_width, lines))
     return [*lines[: len(HEADER)], rule, *lines[len(HEADER) :]]
 
 
-def _row(comparison: Comparison, run: Run) -> tuple[str, ...]:
+def row(comparison: Comparison, run: Run) -> tuple[Text, ...]:
     speed, time = figures.throughput(run), figures.epoch_time(run)
     return (
         shortened(run.name, NAME_WIDTH),
@@ -47,7 +39,7 @@ def _row(comparison: Comparison, run: Run) -> tuple[str, ...]:
         speedup(comparison, run),
         number(figures.final_loss(run)),
         accuracy(figures.best_accuracy(run), figures.accuracy_is_meaningful(run)),
-        comparison.verdict(run),
+        term(comparison.verdict(run)),
     )
 
 
@@ -56,18 +48,18 @@ def _replicas(run: Run) -> str:
     return f"{count if count else '?'} ({world if world else '?'})"
 
 
-def exposed(run: Run) -> str:
+def exposed(run: Run) -> Text:
     """Exposed communication in ms."""
     if not figures.has_peers(run):
-        return "none"
+        return msg("none")
     spread = figures.exposed_communication(run)
     return milliseconds(spread.median) if spread else NOT_KNOWN
 
 
-def speedup(comparison: Comparison, run: Run) -> str:
+def speedup(comparison: Comparison, run: Run) -> Text:
     """``1.23``, with ``~`` where no difference is shown and ``?`` where the spread is not known."""
     if comparison.withheld:
-        return "withheld"
+        return msg("withheld")
     found = comparison.speedup(run)
     if found is None:
         return "-"
