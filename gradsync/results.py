@@ -173,6 +173,16 @@ class RunResults(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _name_by_string(cls, data: Any) -> Any:
+        """Older files name their model and data set where ours describe them."""
+        if not isinstance(data, dict):
+            return data
+        named = {key for key in ("model", "dataset") if isinstance(data.get(key), str)}
+        kept = {key: value for key, value in data.items() if key not in named}
+        return {**{f"{key}_name": data[key] for key in named}, **kept}
+
+    @model_validator(mode="before")
+    @classmethod
     def _hoist_per_epoch_losses(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.get("all_losses") or not isinstance(data.get("epochs"), list):
             return data

@@ -22,6 +22,7 @@ from gradsync.analysis.comparison import Comparison, compare, groups_without_dif
 from gradsync.analysis.load import load
 from gradsync.analysis.output import CHARTS
 from gradsync.analysis.report import render_report, render_terminal
+from gradsync.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 THREE = ("baseline_ddp", "all_reduce", "ps")
@@ -474,3 +475,9 @@ def test_drawing_fewer_points_keeps_every_spike():
 )
 def test_numbers(value, text):
     assert str(words.number(value)) == text
+
+
+def test_older_files_may_name_their_model_by_a_string(tmp_path):
+    older_run = older(sample("ps")) | {"model": "resnet50", "dataset": "imagenet"}
+    results = read_results(write(tmp_path, older_run) / "results_ps.json")
+    assert (results.model, results.model_name, results.dataset_name) == (None, "resnet50", "imagenet")

@@ -123,6 +123,7 @@ def test_push_that_was_timed_too_early(tmp_path):
     assert finding.verdict == "suspect" and "before the device had moved the data" in str(finding.cause)
     for text in ("push: 3 x 102 MB", "5.60 ms = 54.6 GB/s", "18.2 GB/s for each", "31.5 GB/s (PCIe 4.0 x16"):
         assert text in str(finding.figures)
+    assert "COMPARABLE WITH RESERVATIONS" in render_terminal(comparison, [])
     outside = [found for found in findings(comparison, "phases", "ps") if found.verdict == "suspect"]
     assert "times a whole step of baseline_ddp" in str(outside[0].figures)
 
@@ -156,6 +157,17 @@ def test_known_gradient_sizes():
     assert gradient_sizes.known_gradient_bytes("my_net") is None
 
 
+@pytest.mark.slow
+def test_gradient_sizes_are_those_of_torchvision():
+    import torch
+    import torchvision
+
+    with torch.device("meta"):
+        counts = {name: sum(parameter.numel() for parameter in torchvision.models.get_model(name).parameters())
+                  for name in gradient_sizes.PARAMETERS}
+    assert counts == gradient_sizes.PARAMETERS
+
+
 # Clocks.
 
 
@@ -180,6 +192,13 @@ def test_warm_up_inside_the_measured_part(times, verdict, text, tmp_path):
     assert finding.verdict == verdict and text in str(finding.figures)
     change = change_point(noisy)
     assert (change.place if change else 0) == {"suspect": 5, "note": 30}.get(verdict, 0)
+
+
+def test_warm_up_is_found_beside_a_drift_from_epoch_to_epoch():
+    drift = np.repeat([0.0851, 0.0849, 0.0860, 0.0842, 0.0855], 30)
+    change = change_point(np.concatenate([[0.25] * 8, drift[8:]]))
+    assert change is not None and change.place == 8
+    assert change_point(drift) is None
 
 
 def correlated(random: np.random.Generator, count: int, correlation: float) -> np.ndarray:

@@ -49,7 +49,7 @@ def render_page(comparison: Comparison, pictures: Mapping[str, bytes], language:
         "ranking": table(ranking_rows(comparison), 0, 1, 8),
         "runs_table": runs_table(comparison),
         "convergence": table(convergence_rows(comparison.runs)),
-        "equivalence": table(equivalence_rows(comparison.runs), 0, 1, 5),
+        "equivalence": table(equivalence_rows(comparison.runs, comparison.loaded.siblings), 0, 1, 5),
         "time": table(time_rows(comparison.runs)),
         "communication": table(communication_rows(comparison.runs)),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -106,4 +106,9 @@ def find_repeats(directory: Path) -> list[Path]:
 
 def compare_repeats(folders: Sequence[Path], assumed: Assumed) -> Repeats:
     """Read and audit each repeat. Raises UsageError as ``load`` does."""
-    return Repeats(list(folders), [compare(load(folder, assumed)) for folder in folders])
+    loaded = [load(folder, assumed) for folder in folders]
+    comparisons = []
+    for each in loaded:
+        others = tuple(run for other in loaded if other is not each for run in other.runs)
+        comparisons.append(compare(replace(each, siblings=others)))  # they tell how much a seed matters
+    return Repeats(list(folders), comparisons)

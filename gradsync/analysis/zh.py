@@ -226,8 +226,10 @@ VERDICT = {
         "就已知内容而言可以比较：没有什么与 {names} 的数字相矛盾，但并非所有内容都能核查（见下文“未知”各项）。",
     "COMPARABLE: {names} used the same recipe, global batch and machine, and their figures agree with each other.":
         "可以比较：{names} 使用了相同的训练配置、全局批次和机器，各项数字彼此一致。",
-    'Not ranked: {names}, because of figures that contradict each other (see "invalid" below).':
-        "不参与排名：{names}，因为其数字相互矛盾（见下文“无效”各项）。",
+    'COMPARABLE WITH RESERVATIONS: {names} can be ranked, but some of their figures are doubtful (see "suspect" '
+    "below).":
+        "可以比较，但有保留：{names} 可以排名，不过其中有些数字可疑（见下文“可疑”各项）。",
+    'Not ranked: {names} (see "invalid" below).': "不参与排名：{names}（见下文“无效”各项）。",
     "{name} is {change} {direction} than baseline_ddp, more than the epoch-to-epoch range ({range}).":
         "{name} 比 baseline_ddp {direction} {change}，超过各轮之间的波动范围（{range}）。",
     "{name} against baseline_ddp: no difference shown ({change}, within the epoch-to-epoch range of {range}).":
