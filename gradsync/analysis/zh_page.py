@@ -75,4 +75,8 @@ CATALOGUE: dict[str, str] = {
     "What to do": "处理办法",
     "all runs": "所有运行",
     "(only {names})": "（仅 {names}）",
+    "{name} against baseline_ddp: no difference shown yet ({low} to {high} times its throughput): {n} pairs are too "
+    "few to trust this interval; run more --repeats.":
+        "{name} 与 baseline_ddp 相比：尚未显示差异（吞吐量为其 {low} 至 {high} 倍）：{n} 对太少，该区间不可信；"
+        "请增加 --repeats。",
 }
