@@ -102,7 +102,7 @@ def train_epoch(method: Method, data: ReplicaData, number: int,
         step_times=step_times,
     )
     record = {
-        "phases": phases, "fingerprint": parameter_fingerprint(method.module), "steps": steps,
+        "phases": phases, "fingerprint": parameter_fingerprint(method.module),
         "bytes_per_step": method.bytes_per_step(steps), "messages_per_step": method.messages_per_step(steps),
     }
     method.traffic.take()
