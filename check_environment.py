@@ -19,31 +19,31 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gradsync.config import OneLineParser, TrainConfig, add_arguments
+from gradsync.config import OneLineParser, TrainConfig, add_arguments, add_method_arguments
 from gradsync.errors import UsageError
 from gradsync.requirements_check import check_files
+from gradsync.variants import METHODS, parse_variant_name
 
 if TYPE_CHECKING:  # importing torch takes seconds, and bad input is to be refused before
     from gradsync.preflight import Script
 
 ROOT = Path(__file__).resolve().parent
-METHODS = ("baseline_ddp", "all_reduce", "ps")
 MAX_RANKS = 1024
 MAX_REPEATS = 1000
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What is to be compared. ``nproc`` None: as fits this machine."""
+    """What is to be compared: (method, settings) of each variant. ``nproc`` None: as fits this machine."""
 
     nproc: int | None
-    methods: tuple[str, ...]
+    methods: tuple[tuple[str, dict[str, Any]], ...]
     repeats: int
 
 
@@ -54,12 +54,14 @@ def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
     group = parser.add_argument_group("comparison")
     group.add_argument("--nproc", type=whole_number("ranks", MAX_RANKS), metavar="N",
                        help="ranks (default: the GPUs, or 4 on a CPU)")
-    group.add_argument("--methods", type=method_names, default=METHODS, metavar="A,B",
-                       help=f"of {','.join(METHODS)} (default: all)")
+    group.add_argument("--methods", type=method_names, default=method_names(",".join(METHODS)), metavar="A,B",
+                       help=f"of {','.join(METHODS)} (default: all), and variants of them: all_reduce_overlapped, "
+                            "all_reduce_overlapped_fp16, ps_pipelined, ps_async_2servers ...")
     group.add_argument("--repeats", type=whole_number("repeats", MAX_REPEATS), default=1, metavar="N",
                        help="train everything N times with other seeds, methods in rotating order (default: 1)")
     group.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for run_all_experiments.sh
     add_arguments(parser)
+    add_method_arguments(parser, [flag for flags in METHODS.values() for flag in flags])
     flags = vars(parser.parse_args(argv))
     scope, plan = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats")), flags.pop("plan")
     config = TrainConfig(**flags)
@@ -79,13 +81,16 @@ def whole_number(what: str, highest: int) -> Callable[[str], int]:
     return parse_number
 
 
-def method_names(text: str) -> tuple[str, ...]:
-    """Each method once, in the order given."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; choose from {','.join(METHODS)}")
-    return names
+def method_names(text: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """(method, settings) of each variant, once, in the order given."""
+    chosen = {}
+    for name in text.split(","):
+        try:
+            chosen[name.strip()] = parse_variant_name(name.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{str(error)!r} is unknown; choose from {','.join(METHODS)} and their variants") from None
+    return tuple(chosen.values())
 
 
 def preload_torch() -> None:
@@ -96,20 +101,19 @@ def preload_torch() -> None:
     forkserver.ensure_running()
 
 
-def load_scripts(methods: tuple[str, ...]) -> tuple[Script, ...]:
+def load_scripts(methods: tuple[tuple[str, dict[str, Any]], ...]) -> tuple[Script, ...]:
     """The training scripts of the methods. Imports torch."""
     from all_reduce_train import AllReduce
     from baseline_multi_card import Baseline
     from gradsync.preflight import Script
     from ps_train import ParameterServer, ParameterServerWorker
 
-    scripts = (
-        Script("baseline_multi_card.py", Baseline),
-        Script("all_reduce_train.py", AllReduce),
-        Script("ps_train.py", ParameterServerWorker, ParameterServer),
-    )
-    by_name = dict(zip(METHODS, scripts, strict=True))
-    return tuple(by_name[name] for name in methods)
+    scripts = {
+        "baseline_ddp": Script("baseline_multi_card.py", Baseline),
+        "all_reduce": Script("all_reduce_train.py", AllReduce),
+        "ps": Script("ps_train.py", ParameterServerWorker, ParameterServer),
+    }
+    return tuple(replace(scripts[name], settings=tuple(settings.items())) for name, settings in methods)
 
 
 def leave(number: int, frame: FrameType | None) -> None:
@@ -131,11 +135,11 @@ def main(argv: list[str] | None = None) -> int:
         start = time.process_time()
         from gradsync.survey import Survey
 
-        scripts = load_scripts(scope.methods)
+        scripts, flags = load_scripts(scope.methods), sys.argv[1:] if argv is None else argv
         survey = Survey(config, scope.nproc, scripts, scope.repeats, import_seconds=time.process_time() - start)
         if plan_file:
-            plan_file.write_text(survey.plan(), encoding="utf-8", errors="surrogateescape")
-        return survey.report(sys.argv[1:] if argv is None else argv)
+            plan_file.write_text(survey.plan(flags), encoding="utf-8", errors="surrogateescape")
+        return survey.report(flags)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

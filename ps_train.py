@@ -11,6 +11,7 @@ and runs no forward pass, so 4 ranks are 3 replicas. Writes results_ps.json.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,7 +84,6 @@ class ParameterServerWorker(Method):
 
     name = "ps"
     title = "Parameter Server"
-    num_servers = 1
     synchronisation_phases = ("pull", "push")
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
@@ -182,6 +182,12 @@ class ParameterServer:
             with self.clock.phase("update"):
                 self.update()
         return commands[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updater.load_state_dict(state)
 
     @torch.no_grad()
     def send_parameters(self, worker: int) -> None:

@@ -13,11 +13,13 @@ Checks this machine, trains the same model on the same data with each method und
 results. Needs no preparation: if the active Python lacks the packages, they are installed into .venv, once.
 
   --nproc N        ranks to start (default: the number of GPUs, or 4 where there are none to compare)
-  --methods A,B    of baseline_ddp,all_reduce,ps (default: all, in this order)
+  --methods A,B    of baseline_ddp,all_reduce,ps (default: all, in this order), and variants of them, as their results
+                   files are called: all_reduce_overlapped, baseline_ddp_fp16, ps_pipelined, ps_ssp_2servers ...
   --repeats N      train everything N times, each time with the next seed and another method first, so that drift
                    of the machine hits all alike; results go to repeat_1/, repeat_2/ ... (default: 1)
 
-Every other flag goes to each training script; `python check_environment.py --help` lists them. The most used:
+Every other flag goes to each training script that knows it; `python check_environment.py --help` lists them. The
+most used:
 
   --epochs N             (default: 3)
   --global-batch-size N  samples per optimizer step, the same for each method (default: --batch-size x ranks)
@@ -49,9 +51,9 @@ main() {
 
     headline "Checking this machine"
     run check_environment.py --plan="$scratch/plan" "$@"
-    read_plan "$scratch/plan"
+    # The check has worked out what the flags mean, as bash variables; nothing here parses them a second time.
+    source "$scratch/plan"
     rm -rf -- "$scratch"
-    keep_training_flags "$@"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
     set_earlier_results_aside
     train_each
@@ -74,38 +76,6 @@ run() {  # SCRIPT ARGUMENT...
     exit "$status"
 }
 
-# The check has worked out what the flags mean; nothing here parses them a second time.
-read_plan() {  # FILE
-    local line value
-    methods=()
-    while IFS= read -r line; do
-        value=${line#* }
-        case ${line%% *} in
-            nproc) nproc=$value ;;
-            global_batch) global_batch=$value ;;
-            threads) threads=$value ;;
-            output_dir) output_dir=$value ;;
-            repeats) repeats=$value ;;
-            seed) seed=$value ;;
-            method) methods+=("$value") ;;
-        esac
-    done <"$1"
-}
-
-# Sets training_flags: the user's flags but for those of this script, and the one global batch.
-keep_training_flags() {
-    training_flags=()
-    while (($#)); do
-        case $1 in
-            --nproc | --methods | --repeats) shift ;;
-            --nproc=* | --methods=* | --repeats=*) ;;
-            *) training_flags+=("$1") ;;
-        esac
-        shift
-    done
-    training_flags+=(--global-batch-size="$global_batch")
-}
-
 set_earlier_results_aside() {
     local path moved=() target
     for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*}; do
@@ -120,20 +90,20 @@ set_earlier_results_aside() {
 }
 
 train_each() {
-    local repeat place entry order
+    local repeat turn place command
     for ((repeat = 0; repeat < repeats; repeat++)); do
-        order=("${methods[@]:repeat % ${#methods[@]}}" "${methods[@]:0:repeat % ${#methods[@]}}")
-        for place in "${!order[@]}"; do
-            entry=${order[place]}
+        for turn in "${!methods[@]}"; do
+            place=$(((repeat + turn) % ${#methods[@]}))
+            eval "command=(${commands[place]})"  # quoted by the plan
+            command[0]=$repo/${command[0]}
             if ((repeats == 1)); then
-                headline "Method $((place + 1)) of ${#methods[@]}: ${entry%% *}"
-                run launch/torchrun.py "$nproc" "$repo/${entry#* }" "${training_flags[@]}"
+                headline "Method $((turn + 1)) of ${#methods[@]}: ${methods[place]}"
             else
-                headline "Repeat $((repeat + 1)) of $repeats, method $((place + 1)) of ${#methods[@]}: ${entry%% *}"
+                headline "Repeat $((repeat + 1)) of $repeats, method $((turn + 1)) of ${#methods[@]}: ${methods[place]}"
                 # The last of a flag's values counts.
-                run launch/torchrun.py "$nproc" "$repo/${entry#* }" "${training_flags[@]}" \
-                    --output-dir="$output_dir/repeat_$((repeat + 1))" --seed=$((seed + repeat))
+                command+=(--output-dir="$output_dir/repeat_$((repeat + 1))" --seed=$((seed + repeat)))
             fi
+            run launch/torchrun.py "$nproc" "${command[@]}"
         done
     done
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
@@ -14,6 +14,15 @@ DATASETS = ("auto", "imagefolder", "cifar10", "digits", "synthetic")
 # Flags that say where and how a run executes. Every other flag is part of the recipe: two runs are
 # comparable only if those are equal.
 EXECUTION_FLAGS = frozenset({"workers", "data_dir", "download", "backend", "output_dir", "timeout", "batch_size"})
+# Flags that choose a method's variant. Not part of the recipe either: they are what a comparison compares.
+METHOD_CHOICES = {
+    "variant": ("per-parameter", "flat", "bucketed", "overlapped"),
+    "compress": ("none", "fp16", "bf16", "powersgd"),
+    "transfer": ("per-parameter", "flat", "pipelined"),
+    "mode": ("sync", "async", "ssp"),
+}
+BUCKET_MB, DDP_BUCKET_MB = 4, 25  # MiB; DDP's is torch's default
+METHOD_NUMBERS = ("bucket_mb", "powersgd_rank", "chunk_mb", "num_servers", "staleness")
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,15 @@ class TrainConfig:
     output_dir: str = "."
     timeout: float = 1800.0
     max_steps: int | None = None
+    variant: str = "per-parameter"
+    bucket_mb: float | None = None
+    compress: str = "none"
+    powersgd_rank: int = 4
+    transfer: str = "per-parameter"
+    chunk_mb: float = 1.0
+    num_servers: int = 1
+    mode: str = "sync"
+    staleness: int = 3
 
     def global_batch(self, num_replicas: int) -> int:
         """Samples that one optimizer step consumes. Raises UsageError if some replica would never get one."""
@@ -64,7 +82,8 @@ class TrainConfig:
 
     def recipe_flags(self) -> dict[str, Any]:
         """The flags that must be equal for two runs to be comparable."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in EXECUTION_FLAGS}
+        others = EXECUTION_FLAGS.union(METHOD_CHOICES, METHOD_NUMBERS)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
 
 def learning_rate_factor(schedule: str, step: int, total_steps: int) -> float:
@@ -186,9 +205,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        metavar="SECONDS", help="a rank waits this long for another one (default: %(default)g)")
 
 
-def parse_config(argv: list[str] | None, description: str | None) -> TrainConfig:
+def add_method_arguments(parser: argparse.ArgumentParser, flags: Iterable[str]) -> None:
+    """Add those of the flags that choose a method's variant which are in ``flags``."""
+    default, megabytes = TrainConfig(), _number(float, 0, 4096, above=True)
+    settings: dict[str, dict[str, Any]] = {
+        "variant": {"help": "how gradients are all-reduced; overlapped: in buckets, while backward runs"},
+        "bucket_mb": {"type": megabytes, "metavar": "MB",
+                      "help": f"bucket size in MiB (default: DDP {DDP_BUCKET_MB}, otherwise {BUCKET_MB})"},
+        "compress": {"help": "gradients on the wire: 16 bits a number, or low-rank factors (PowerSGD)"},
+        "powersgd_rank": {"type": _number(int, 1, 1024), "metavar": "R", "help": "rank of PowerSGD's factors"},
+        "transfer": {"help": "one message per parameter, one in all, or chunks whose receiving, reducing, updating "
+                             "and sending overlap"},
+        "chunk_mb": {"type": megabytes, "metavar": "MB", "help": "chunk size of --transfer pipelined, in MiB"},
+        "num_servers": {"type": _number(int, 1, 1024), "metavar": "S",
+                        "help": "server ranks; the parameters are sharded over them by bytes"},
+        "mode": {"help": "sync: one update a step; async: one a push, at once; ssp: async with bounded staleness"},
+        "staleness": {"type": _number(int, 0, 1_000_000), "metavar": "K",
+                      "help": "with --mode ssp: steps that the fastest worker may be ahead of the slowest"},
+    }
+    group = parser.add_argument_group("method")
+    for flag, options in settings.items():
+        if flag in flags:
+            if flag in METHOD_CHOICES:
+                options["choices"] = METHOD_CHOICES[flag]
+            shown = "" if "default:" in options["help"] else " (default: %(default)s)"
+            group.add_argument(f"--{flag.replace('_', '-')}", default=getattr(default, flag),
+                               **{**options, "help": options["help"] + shown})
+
+
+def parse_config(argv: list[str] | None, description: str | None, method_flags: Iterable[str] = ()) -> TrainConfig:
     """The frozen flags of one run. Raises UsageError that names the flag; exits 0 after ``--help``."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
     add_arguments(parser)
+    add_method_arguments(parser, method_flags)
     return TrainConfig(**vars(parser.parse_args(argv)))

@@ -19,6 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
+from gradsync import variants
 from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import ReplicaData, smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
@@ -46,7 +47,9 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
     """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
     launch = read_launch()
     try:
-        prepared = Prepared(choose_method(launch), server, launch, parse_config(argv, description))
+        method = choose_method(launch)
+        config = parse_config(argv, description, variants.METHODS.get(method.name, ()))
+        prepared = Prepared(method, server, launch, config)
     except UsageError as error:
         if launch.local_rank != 0:
             leave_the_word_to_another()
@@ -78,10 +81,15 @@ class Prepared:
     def __init__(self, method: type[Method], server: type[Server] | None, launch: Launch,
                  config: TrainConfig, data: ImageData | None = None) -> None:
         self.method, self.server, self.launch, self.config = method, server, launch, config
-        num_replicas = launch.world_size - method.num_servers
+        variants.check(method.name, config)
+        self.name = variants.variant_name(method.name, config)
+        self.num_servers = variants.num_servers(method.name, config)
+        num_replicas = launch.world_size - self.num_servers
         if num_replicas < 1:
-            raise UsageError(f"{method.title} needs {method.num_servers + 1} ranks or more (a server and workers), "
-                             f"got {launch.world_size}: start it with torchrun --nproc_per_node=2 or more")
+            raise UsageError(
+                f"{method.title} with --num-servers {self.num_servers} needs {self.num_servers + 1} ranks or more, "
+                f"since servers are no workers; got {launch.world_size}: start it with "
+                f"torchrun --nproc_per_node={self.num_servers + 1} or more")
         self.backend, self.device = choose_backend(config.backend, launch)
         self.global_batch = config.global_batch(num_replicas)
         name = choose_model(config, choose_dataset(config)[0])
@@ -105,11 +113,14 @@ class Prepared:
 
     def results_so_far(self, model: str, samples_per_epoch: int) -> RunResults:
         """What is known before training. ``complete`` is what the file will say if nothing goes wrong."""
-        num_replicas = self.launch.world_size - self.method.num_servers
+        num_replicas, method = self.launch.world_size - self.num_servers, self.method
+        parts = ", ".join(variants.variant_parts(method.name, self.config))
         return RunResults(
-            schema_version=SCHEMA_VERSION, status="complete", method=self.method.name, title=self.method.title,
-            synchronous=True, world_size=self.launch.world_size, num_replicas=num_replicas,
-            num_servers=self.method.num_servers, num_workers=num_replicas if self.method.num_servers else None,
+            schema_version=SCHEMA_VERSION, status="complete", method=self.name,
+            title=f"{method.title} ({parts})" if parts else method.title,
+            method_family=method.name, variant=parts or None, settings=variants.settings(method.name, self.config),
+            synchronous=self.config.mode == "sync", world_size=self.launch.world_size, num_replicas=num_replicas,
+            num_servers=self.num_servers, num_workers=num_replicas if self.num_servers else None,
             batch_size=-(-self.global_batch // num_replicas), global_batch_size=self.global_batch,
             steps_per_epoch=self.plan.epoch_lengths[0], samples_per_epoch=samples_per_epoch,
             dataset=self.data.info, model=describe_model(model, self.model), recipe=self.recipe(model),
@@ -129,7 +140,7 @@ class Prepared:
         """Train and, on the recorder, write the results and the best model."""
         config = self.config
         self.results.start_time = datetime.now().strftime(TIME_FORMAT)
-        with process_group(self.launch, self.backend, self.device, self.method.num_servers, config.timeout) as ctx:
+        with process_group(self.launch, self.backend, self.device, self.num_servers, config.timeout) as ctx:
             self.results.environment = describe_environment(ctx)
             if ctx.is_recorder:
                 show_header(self.results, ctx, self.plan, self.data.note)
@@ -156,7 +167,7 @@ class Prepared:
         self.results.end_time = datetime.now().strftime(TIME_FORMAT)
         buffer = io.BytesIO()
         torch.save(best, buffer)
-        model_path = self.output_dir / "saved_models" / f"{self.method.name}_best.pth"
+        model_path = self.output_dir / "saved_models" / f"{self.name}_best.pth"
         write_bytes_atomically(model_path, buffer.getvalue())
         write_results(self.path, self.results)
         self.failed_path.unlink(missing_ok=True)
@@ -165,15 +176,15 @@ class Prepared:
 
     @property
     def path(self) -> Path:
-        return self.output_dir / f"results_{self.method.name}.json"
+        return self.output_dir / f"results_{self.name}.json"
 
     @property
     def failed_path(self) -> Path:
-        return self.output_dir / f"results_{self.method.name}.failed.json"
+        return self.output_dir / f"results_{self.name}.failed.json"
 
     def report_failure(self, error: Exception) -> None:
         """One line that names the rank; a trace for what we did not foresee; a results file that says failed."""
-        recorder = self.launch.rank == self.method.num_servers
+        recorder = self.launch.rank == self.num_servers
         if isinstance(error, JobError) and not recorder:
             leave_the_word_to_another()
         if isinstance(error, RunError):
@@ -182,7 +193,7 @@ class Prepared:
         else:
             traceback.print_exc()
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        message = f"{self.method.name}, rank {self.launch.rank}: {cause}"
+        message = f"{self.name}, rank {self.launch.rank}: {cause}"
         if recorder:
             self.results.status, self.results.error = "failed", message
             self.results.end_time = datetime.now().strftime(TIME_FORMAT)

@@ -92,9 +92,8 @@ class Method:
     replicas hold the parameters of rank 0.
     """
 
-    name: ClassVar[str]  # as in results_<name>.json
+    name: ClassVar[str]  # of the plain form; gradsync.variants adds what a variant is called
     title: ClassVar[str]
-    num_servers: ClassVar[int] = 0
     synchronises: ClassVar[bool] = True
     synchronisation_phases: ClassVar[tuple[str, ...]] = ()  # those that hold communication and nothing else
 
@@ -139,6 +138,13 @@ class Method:
 
     def end_epoch(self) -> None:
         """Tell whoever serves this replica that the epoch is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this replica needs, beside parameters and buffers, to go on as if nothing had come between."""
+        return self.updater.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updater.load_state_dict(state)
 
     def bytes_per_step(self, steps: int) -> float | None:
         """Bytes handed to communication calls, mean over the ``steps`` since the counts were last taken."""

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from gradsync.config import TrainConfig
+from gradsync.datasets import ImageData
 from gradsync.distributed import Launch, ReplicaContext, process_group
 from gradsync.errors import RunError, UsageError
 from gradsync.main import Prepared
@@ -34,11 +35,16 @@ PEER_SECONDS = 60.0  # a rank waits this long for another one
 
 @dataclass(frozen=True)
 class Script:
-    """A training script: its file, and the method that it defines."""
+    """A training script: its file, the method that it defines, and the settings that choose a variant of it."""
 
     file: str
     method: type[Method]
     server: type[Server] | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def prepare(self, launch: Launch, config: TrainConfig, data: ImageData | None = None) -> Prepared:
+        """Raises UsageError as ``Prepared`` does."""
+        return Prepared(self.method, self.server, launch, replace(config, **dict(self.settings)), data)
 
 
 @dataclass(frozen=True)
@@ -145,13 +151,13 @@ def _carry_out(rank: int, request: Request, meeting_place: Path) -> Iterator[Fin
     data = None
     for script in request.scripts:
         launch = _launch(rank, request.num_ranks)
-        prepared = Prepared(script.method, script.server, launch, request.config, data)
-        data, servers = prepared.data, script.method.num_servers
-        store = meeting_place / f"{script.method.name}.store"
-        with _group(rank, request.num_ranks, prepared.backend, prepared.device, servers, store) as ctx:
+        prepared = script.prepare(launch, request.config, data)
+        data, store = prepared.data, meeting_place / f"{prepared.name}.store"
+        backend, device = prepared.backend, prepared.device
+        with _group(rank, request.num_ranks, backend, device, prepared.num_servers, store) as ctx:
             measured = measure(prepared, ctx)
             if measured is not None and ctx.is_recorder:
-                yield script.method.name, measured
+                yield prepared.name, measured
 
 
 def _launch(rank: int, size: int) -> Launch:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from gradsync.data import Batch
-from gradsync.method import Method, Updater
+from gradsync.method import Method
 from gradsync.results import Probe
 from gradsync.timing import synchronize
 
@@ -21,13 +22,23 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 15
 MAX_SECONDS = 20.0
 
 
+class Stateful(Protocol):
+    """A method, or a server."""
+
+    module: nn.Module
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 @contextmanager
-def discarded(module: nn.Module, updater: Updater) -> Iterator[None]:
-    """Put parameters, buffers and the updater's state back to what they were before the block."""
-    module_state, updater_state = deepcopy(module.state_dict()), deepcopy(updater.state_dict())
+def discarded(trainer: Stateful) -> Iterator[None]:
+    """Put parameters, buffers and all other state back to what they were before the block."""
+    module_state, other_state = deepcopy(trainer.module.state_dict()), deepcopy(trainer.state_dict())
     yield
-    module.load_state_dict(module_state)
-    updater.load_state_dict(updater_state)
+    trainer.module.load_state_dict(module_state)
+    trainer.load_state_dict(other_state)
 
 
 def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
@@ -52,7 +63,7 @@ def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
         method.refresh_parameters()
 
     synced, local = [], []
-    with discarded(method.module, method.updater):
+    with discarded(method):
         for _ in range(WARM_UP_STEPS):
             seconds(synchronised)
             seconds(lambda: method.local_step(batch))

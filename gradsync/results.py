@@ -146,6 +146,9 @@ class RunResults(Section):
     error: str | None = None
     method: str
     title: str | None = None
+    method_family: str | None = None  # the method of which this is a variant: all_reduce, ps ...
+    variant: str | None = None  # what sets it apart from the method's plain form
+    settings: dict[str, Any] | None = None  # the flags of the method alone
     synchronous: bool | None = None  # every update uses the gradients of all replicas at the same parameters
     staleness: dict[str, Count] | None = None  # asynchronous: updates by how many others came between pull and push
     world_size: Count | None = None

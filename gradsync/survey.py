@@ -8,23 +8,24 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from gradsync import variants
 from gradsync.config import TrainConfig
 from gradsync.data import smallest_share
 from gradsync.distributed import Launch
-from gradsync.errors import UsageError
 from gradsync.main import Prepared
 from gradsync.measure import Measured, estimated_seconds
 from gradsync.preflight import Request, Script, run_ranks
 
 DEFAULT_RANKS = 4  # where there are no GPUs to count
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "tqdm", "pydantic", "jinja2")
+OWN_FLAGS = ("--nproc", "--methods", "--repeats", "--plan")  # of the comparison, not of a training script
 RANKS_SECONDS = 180.0  # more than the ranks' own time limits, for those that hang where no limit reaches
 
 Line = tuple[str, str, str]  # (ok, warn, fail or skip; what; detail)
@@ -48,26 +49,39 @@ class Survey:
         asked = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(asked) if asked.isdigit() and int(asked) else max(1, self.cores // self.nproc)
         self.import_seconds = import_seconds
-        for script in self.scripts:
-            if self.nproc <= script.method.num_servers:
-                raise UsageError(f"--nproc {self.nproc}: {script.method.name} needs 2 ranks or more, a server and a "
-                                 "worker; use more, or leave it out with --methods")
         launch = Launch(0, self.nproc, 0, self.nproc, by_torchrun=True)
         self.prepared: list[Prepared] = []
         start = time.monotonic()
         for script in self.scripts:
             data = self.prepared[0].data if self.prepared else None
-            self.prepared.append(Prepared(script.method, script.server, launch, self.config, data))
+            self.prepared.append(script.prepare(launch, self.config, data))
         self.prepare_seconds = time.monotonic() - start
 
-    def plan(self) -> str:
-        """What run_all_experiments.sh reads: a word and its value a line."""
-        return "".join(f"{word} {value}\n" for word, value in (
-            ("nproc", self.nproc), ("global_batch", self.global_batch), ("threads", self.threads),
-            ("output_dir", self.config.output_dir),
-            ("repeats", self.repeats), ("seed", self.config.seed),
-            *(("method", f"{script.method.name} {script.file}") for script in self.scripts),
-        ))
+    def plan(self, flags: Sequence[str]) -> str:
+        """What run_all_experiments.sh reads, in its own language: bash variables, every value quoted.
+
+        ``commands`` holds a script and its flags for each method, quoted once more to be one word.
+        """
+        commands = (shlex.join([script.file, *self.training_flags(flags, prepared)])
+                    for script, prepared in zip(self.scripts, self.prepared, strict=True))
+        values: dict[str, str | Iterable[str]] = {
+            "nproc": str(self.nproc), "threads": str(self.threads), "repeats": str(self.repeats),
+            "seed": str(self.config.seed), "output_dir": self.config.output_dir,
+            "methods": [prepared.name for prepared in self.prepared], "commands": commands,
+        }
+        return "".join(
+            f"{name}={shlex.quote(value)}\n" if isinstance(value, str) else f"{name}=({shlex.join(value)})\n"
+            for name, value in values.items())
+
+    def training_flags(self, flags: Sequence[str], prepared: Prepared) -> list[str]:
+        """The user's flags as one training script gets them: those it knows, its variant, the one global batch."""
+        ours = variants.METHODS[prepared.method.name]
+        others = [spelled(flag) for known in variants.METHODS.values() for flag in known if flag not in ours]
+        chosen = variants.settings(prepared.method.name, prepared.config)
+        asked = variants.settings(prepared.method.name, self.config)
+        differing = [(spelled(flag), str(value)) for flag, value in chosen.items() if value != asked[flag]]
+        return [*without((*OWN_FLAGS, *others, "--global-batch-size"), flags),
+                *(word for pair in differing for word in pair), "--global-batch-size", str(self.global_batch)]
 
     def report(self, flags: Sequence[str]) -> int:
         """Print all findings as they come; returns the exit code."""
@@ -169,7 +183,7 @@ class Survey:
         # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
         startup = self.import_seconds * (1 + max(1.0, self.nproc / self.cores))
         seconds = {
-            p.method.name: estimated_seconds(measured[p.method.name], p.plan, p.data, p.results.num_replicas, startup)
+            p.name: estimated_seconds(measured[p.name], p.plan, p.data, p.results.num_replicas, startup)
             for p in self.prepared
         }
         each = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
@@ -189,13 +203,17 @@ class Survey:
         yield shlex.join([_shown(home / "run_all_experiments.sh"), *without(("--plan",), flags)])
         torchrun = Path(sys.executable).parent / "torchrun"
         launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) else _shown(torchrun).removeprefix("./")
-        theirs = without(("--nproc", "--methods", "--repeats", "--plan"), flags)
-        given = {flag.split("=")[0] for flag in theirs}
         for prepared, script in zip(self.prepared, self.scripts, strict=True):
-            settings = {"--backend": prepared.backend, "--global-batch-size": str(self.global_batch)}
-            ours = [word for flag, value in settings.items() if flag not in given for word in (flag, value)]
+            words = self.training_flags(flags, prepared)
+            chosen = any(word.split("=")[0] == "--backend" for word in words)
+            backend = [] if chosen else ["--backend", prepared.backend]
             file = _shown(home / script.file).removeprefix("./")
-            yield shlex.join([launcher, f"--nproc_per_node={self.nproc}", file, *theirs, *ours])
+            yield shlex.join([launcher, f"--nproc_per_node={self.nproc}", file, *words, *backend])
+
+
+def spelled(flag: str) -> str:
+    """A setting's name on the command line."""
+    return f"--{flag.replace('_', '-')}"
 
 
 def without(names: tuple[str, ...], flags: Sequence[str]) -> list[str]:

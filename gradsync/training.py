@@ -15,9 +15,9 @@ from gradsync.config import Plan
 from gradsync.data import Batch, ReplicaData
 from gradsync.distributed import ReplicaContext
 from gradsync.errors import JobError
-from gradsync.method import Method, Tally, Updater
+from gradsync.method import Method, Tally
 from gradsync.models import average_buffers, parameter_fingerprint, parameter_sketch
-from gradsync.probe import discarded, warm_up_and_probe
+from gradsync.probe import Stateful, discarded, warm_up_and_probe
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
 from gradsync.screen import Progress, say, show_epoch, show_probe
 from gradsync.timing import synchronize
@@ -35,7 +35,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
     method.end_epoch()
     results.initial_fingerprints = agreed_fingerprints(ctx, method.module, "after the discarded warm-up")
     if results.initial_fingerprints != fingerprints:
-        raise JobError(f"{method.name}: the discarded warm-up has changed the parameters")
+        raise JobError("the discarded warm-up has changed the parameters")
     results.parameter_sketch = parameter_sketch(method.module)
     torch.manual_seed(method.config.seed + 1 + ctx.rank)  # for dropout: each replica draws its own
     if ctx.is_recorder:
@@ -196,12 +196,10 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-class Server(Protocol):
+class Server(Stateful, Protocol):
     """What ``serve`` needs of a parameter server."""
 
     ctx: ReplicaContext
-    module: nn.Module
-    updater: Updater
 
     def serve_epoch(self) -> ServerEpoch:
         """Answer the workers until all of them end their epoch."""
@@ -211,7 +209,7 @@ class Server(Protocol):
 def serve(server: Server, plan: Plan) -> None:
     """The server's counterpart of ``train``: the same stations, no data, no forward pass."""
     agreed_fingerprints(server.ctx, server.module, "before the first step")
-    with discarded(server.module, server.updater):
+    with discarded(server):
         server.serve_epoch()
     agreed_fingerprints(server.ctx, server.module, "after the discarded warm-up")
     for _ in plan.epoch_lengths:

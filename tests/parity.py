@@ -24,6 +24,7 @@ from gradsync.datasets import ImageData, TensorImages, open_dataset
 from gradsync.distributed import Launch, process_group
 from gradsync.models import groupnorm_cnn
 from gradsync.results import RunResults
+from gradsync.variants import num_servers
 
 METHODS = {
     "baseline_ddp": baseline_multi_card.Baseline,
@@ -129,7 +130,7 @@ def _train(rank: int, world_size: int, store: dist.Store, name: str, job: Job) -
     launch = Launch(rank, world_size, rank, world_size, by_torchrun=True)
     method_class = METHODS[name]
     results = RunResults(method=name)
-    with process_group(launch, "gloo", torch.device("cpu"), method_class.num_servers, 60, store) as ctx:
+    with process_group(launch, "gloo", torch.device("cpu"), num_servers(name, job.config), 60, store) as ctx:
         model = job.build(job.config.seed + rank)  # each rank its own, as in the product
         if ctx.is_server:
             training.serve(ps_train.ParameterServer(model, job.config, ctx, job.plan), job.plan)

@@ -28,11 +28,13 @@ ENOUGH = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.0"}
 NEEDS = {"torchvision": ["numpy", "torch (==2.11.0)", "scipy ; extra == 'scipy'"]}
 LAUNCHED_AS = "import json, sys; open('calls', 'a').write(json.dumps(sys.argv) + '\\n')\n"
 CHECK = LAUNCHED_AS + """
-import os
+import os, shlex
 flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
+folder, repeats = flags.get('--output-dir', '.'), flags.get('--repeats', '1')
+commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"]) for file in ('one.py', 'two.py'))
 open(flags['--plan'], 'w').write(
-    'nproc 3\\nglobal_batch 96\\nthreads 2\\noutput_dir ' + flags.get('--output-dir', '.')
-    + '\\nseed 7\\nrepeats ' + flags.get('--repeats', '1') + '\\nmethod first one.py\\nmethod second two.py\\n')
+    f'nproc=3\\nthreads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\n'
+    f'methods=(first second)\\ncommands=({commands})\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
@@ -109,8 +111,25 @@ def test_bad_flags_are_refused_before_anything_is_touched(flags: list[str], tmp_
 
 
 def test_parameter_server_needs_two_ranks() -> None:
-    with pytest.raises(UsageError, match="--nproc 1: ps needs 2 ranks"):
-        Survey(TrainConfig(), 1, load_scripts(("ps",)), 1, 0.0)
+    with pytest.raises(UsageError, match="needs 2 ranks or more"):
+        Survey(TrainConfig(), 1, load_scripts((("ps", {}),)), 1, 0.0)
+
+
+def test_each_script_gets_the_flags_that_it_knows() -> None:
+    methods = (("baseline_ddp", {}), ("all_reduce", {"variant": "overlapped"}), ("ps", {"num_servers": 2}))
+    config = TrainConfig(bucket_mb=8.0, transfer="flat", output_dir="a 'b")
+    flags = ["--bucket-mb", "8", "--nproc=4", "--transfer=flat", "--output-dir", "a 'b", "--plan", "x"]
+    survey = Survey(config, 4, load_scripts(methods), 1, 0.0)
+    ends = ["--output-dir", "a 'b", "--global-batch-size", "256"]
+    assert [survey.training_flags(flags, prepared) for prepared in survey.prepared] == [
+        ["--bucket-mb", "8", *ends],
+        ["--bucket-mb", "8", *ends[:2], "--variant", "overlapped", *ends[2:]],
+        ["--transfer=flat", *ends[:2], "--num-servers", "2", *ends[2:]],
+    ]
+    shown = subprocess.run(["bash", "-c", f'{survey.plan(flags)} eval "words=(${{commands[2]}})"; '
+                            'printf "%s\\n" "${methods[2]}" "${words[@]}"'], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines() == ["ps_flat_2servers", "ps_train.py", "--transfer=flat", *ends[:2],
+                                         "--num-servers", "2", *ends[2:]]
 
 
 def test_help_needs_no_python(tmp_path: Path) -> None:
@@ -156,7 +175,7 @@ def test_flags_reach_every_script_unharmed(copy: Path, here: Path) -> None:
     done = run_all(copy, here, "--nproc", "3", "--data-dir=-x y", "--output-dir=-ö t", "--methods=first", "--seed", "7")
     assert (done.returncode, done.stderr) == (0, "")
     check, first, second, analysis = calls(here)
-    theirs = ["--data-dir=-x y", "--output-dir=-ö t", "--seed", "7", "--global-batch-size=96"]
+    theirs = ["--data-dir=-x y", "--model", "a'\nb"]  # what the plan says
     assert check[2:] == ["--nproc", "3", "--data-dir=-x y", "--output-dir=-ö t", "--methods=first", "--seed", "7"]
     assert first == ["torchrun.py", "3", str(copy / "one.py"), *theirs]
     assert second == ["torchrun.py", "3", str(copy / "two.py"), *theirs]

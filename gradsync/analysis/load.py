@@ -53,6 +53,11 @@ class Run:
         return printable(self.path.name)
 
     @property
+    def family(self) -> str:
+        """The method of which this is a variant, or the method itself."""
+        return self.results.method_family or self.name
+
+    @property
     def failed(self) -> bool:
         return self.results.status == "failed" or self.path.name.endswith(".failed.json")
 
@@ -69,7 +74,7 @@ class Loaded:
     @property
     def missing(self) -> list[str]:
         """Known methods without a complete run."""
-        present = {run.name for run in self.runs}
+        present = {run.family for run in self.runs}
         return [name for name in METHODS if name not in present]
 
 
@@ -94,7 +99,7 @@ def load(directory: Path, assumed: Assumed = Assumed()) -> Loaded:
         run = _run(path, {other.name for other in runs}, assumed)
         (failed if run.failed else runs).append(run)
     order = list(METHODS)
-    runs.sort(key=lambda run: (order.index(run.name) if run.name in order else len(order), run.name))
+    runs.sort(key=lambda run: (order.index(run.family) if run.family in order else len(order), run.name))
     return Loaded(directory, runs, failed)
 
 
@@ -107,9 +112,11 @@ def _run(path: Path, taken: set[str], assumed: Assumed) -> Run:
     stem = _stem(path)
     # Older files call their method anything; the file name then says which of ours it is.
     key = stem if stem in METHODS and results.method not in METHODS else results.method
-    known = METHODS.get(key)
+    known = METHODS.get(results.method_family or key)
     name = printable(key).strip() or printable(stem)
     title: Text = known.title if known else printable(results.title or name).strip() or name
+    if known and results.variant:
+        title = msg("{method} ({variant})", method=known.title, variant=printable(results.variant))
     if name in taken:
         file = printable(path.name)
         name, title = f"{name} ({file})", msg("{title} ({file})", title=title, file=file)

@@ -150,6 +150,7 @@ REPORT = {
     "{run}: {figures}.": "{run}：{figures}。",
     "{figures}.": "{figures}。",
     "{title} ({file})": "{title}（{file}）",
+    "{method} ({variant})": "{method}（{variant}）",
     "{verdict}: {finding}": "{verdict}：{finding}",
     "{check}, {run}": "{check}（{run}）",
     "{check}: {figures}.": "{check}：{figures}。",
