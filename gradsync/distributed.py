@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from gradsync.errors import UsageError
+from gradsync.interfaces import interface_towards
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,28 @@ class ReplicaContext:
         return [json.loads(bytes(data[: int(size)].tolist())) for data, size in zip(gathered, sizes, strict=True)]
 
 
+def choose_interface(launch: Launch) -> None:
+    """Tell gloo and NCCL which network to use, unless the user has: loopback on one host, else towards the first.
+
+    They would otherwise look up the host's name, which fails or leaves the machine on some hosts.
+    """
+    if launch.num_hosts == 1:
+        name = "lo" if os.path.isdir("/sys/class/net/lo") else None
+    else:
+        name = interface_towards(os.environ.get("MASTER_ADDR", ""))
+        if name:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 @contextmanager
 def process_group(
     launch: Launch, backend: str, device: torch.device, num_servers: int, timeout: float,
     store: dist.Store | None = None,
 ) -> Iterator[ReplicaContext]:
     """Join the job for the duration of the block. ``store`` replaces the launcher's rendezvous (tests)."""
-    if launch.num_hosts == 1 and os.path.isdir("/sys/class/net/lo"):
-        # gloo would otherwise look up the host's name, which fails or leaves the machine on some hosts.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    choose_interface(launch)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if store is None and not launch.by_torchrun:
