@@ -95,6 +95,7 @@ class Method:
     name: ClassVar[str]  # of the plain form; gradsync.variants adds what a variant is called
     title: ClassVar[str]
     synchronises: ClassVar[bool] = True
+    can_exchange: ClassVar[bool] = False  # communication can be had apart from the rest of a step
     synchronisation_phases: ClassVar[tuple[str, ...]] = ()  # those that hold communication and nothing else
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
@@ -105,6 +106,10 @@ class Method:
 
     def step(self, batch: Batch) -> StepOutput:
         """One optimisation step of the whole job, as this replica sees it."""
+        raise NotImplementedError
+
+    def exchange(self, batch: Batch) -> None:
+        """The communication of a step alone, with whatever gradients the parameters hold (for benchmarks)."""
         raise NotImplementedError
 
     def refresh_parameters(self) -> None:

@@ -1,0 +1,227 @@
+"""The rows of sync_benchmark.py: what is built for each, and how a round of them is measured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torchvision
+from torch import nn
+
+from benchmarks.side_by_side import Measurement
+from check_environment import load_scripts
+from gradsync.config import Plan, TrainConfig
+from gradsync.data import Batch
+from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group
+from gradsync.errors import UsageError
+from gradsync.method import Method
+from gradsync.timing import synchronize
+from gradsync.variants import num_servers, parse_variant_name
+
+Operation = Callable[[], None]
+RPC_SECONDS = 120
+
+
+@dataclass
+class Row:
+    """What one rank does in one row: ``exchange`` and ``step`` on a replica, ``serve`` on a server; None: nothing."""
+
+    exchange: Operation | None = None
+    step: Operation | None = None
+    serve: Operation | None = None
+    end: Operation | None = None  # of a visit, untimed
+
+
+class Job:
+    """One model on all ranks of this job."""
+
+    def __init__(self, contexts: dict[int, ReplicaContext], model: str, flags: argparse.Namespace) -> None:
+        self.contexts, self.ctx, self.flags = contexts, contexts[0], flags
+        torch.manual_seed(0)
+        self.model = torchvision.models.get_model(model, weights=None, num_classes=10)
+        self.config = TrainConfig(bucket_mb=flags.bucket_mb, chunk_mb=flags.chunk_mb, max_steps=1_000_000)
+        self.plan = Plan((1_000_000,), self.config.lr, "constant")
+        self.rows = {name: self.build(name) for name in flags.rows.split(",") if self.is_possible(name)}
+
+    def is_possible(self, name: str) -> bool:
+        """A row that this number of ranks cannot hold is left out: two servers of two ranks."""
+        return name in SPECIAL or num_servers(*self.parsed(name)) < self.ctx.world_size
+
+    def parsed(self, name: str) -> tuple[str, TrainConfig]:
+        try:
+            method, settings = parse_variant_name(name)
+        except ValueError:
+            raise UsageError(f"--rows {name}: unknown; give variants or {', '.join(SPECIAL)}") from None
+        return method, replace(self.config, **settings)
+
+    def build(self, name: str) -> Row:
+        if name in SPECIAL:
+            return SPECIAL[name](self)
+        method, config = self.parsed(name)
+        (script,) = load_scripts(((method, {}),))
+        return self.row(script.method, script.server, config, num_servers(method, config))
+
+    def row(self, method: type[Method], server: Any, config: TrainConfig, servers: int) -> Row:
+        ctx = self.contexts[servers]
+        module = self.copy()
+        if ctx.is_server:
+            serving = server(module, config, ctx, self.plan)
+            return Row(serve=serving.serve_epoch)
+        worker, batch = method(module, config, ctx, self.plan), self.batch(ctx)
+
+        def step() -> None:
+            worker.step(batch)
+            worker.refresh_parameters()
+
+        def exchange() -> None:
+            worker.exchange(batch)
+            worker.refresh_parameters()
+
+        return Row(exchange if worker.can_exchange else None, step, end=worker.end_epoch)
+
+    def copy(self) -> nn.Module:
+        return deepcopy(self.model).to(self.ctx.device)
+
+    @property
+    def num_elements(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def batch(self, ctx: ReplicaContext) -> Batch:
+        size, side = self.flags.batch_size, self.flags.image_size
+        generator = torch.Generator().manual_seed(ctx.rank)
+        images = torch.randn(size, 3, side, side, generator=generator).to(ctx.device)
+        labels = torch.randint(0, 10, (size,), generator=generator).to(ctx.device)
+        return Batch(images, labels, size, size * ctx.num_replicas)
+
+    def measure(self) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Seconds of exchange and step by row, a figure a round. The first round is dropped."""
+        figures: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+        names = list(self.rows)
+        for number in range(self.flags.rounds + 1):
+            for name in names[number % len(names):] + names[: number % len(names)]:
+                row = self.rows[name]
+                # A full step first: an exchange needs gradients to be there.
+                for kind, operation in ((1, row.step), (0, row.exchange)):
+                    seconds = self.visit(row, operation)
+                    if number and seconds:
+                        figures[kind].setdefault(name, []).append(seconds)
+        return figures
+
+    def visit(self, row: Row, operation: Operation | None) -> float:
+        """Seconds on the slowest replica; 0 where the row has no such operation."""
+        dist.barrier(group=self.ctx.control)
+        start = time.perf_counter()
+        seconds = 0.0
+        if row.serve is not None:
+            row.serve()
+        elif operation is not None:
+            operation()
+            synchronize(self.ctx.device)
+            seconds = time.perf_counter() - start
+            if row.end is not None:
+                row.end()
+        return self.ctx.max_over_replicas(seconds)
+
+
+def no_synchronisation(job: Job) -> Row:
+    method, batch = Method(job.copy(), job.config, job.ctx, job.plan), job.batch(job.ctx)
+    return Row(step=lambda: ignore(method.local_step(batch)))
+
+
+def remote_procedure_calls(job: Job) -> Row:
+    from benchmarks.rpc_server import RpcServer, RpcWorker
+
+    ctx = job.contexts[1]
+    if ctx.is_server:
+        RpcServer(job.copy(), job.config, ctx, job.plan)  # lives on, and is called from outside
+        return Row()
+    worker, batch = RpcWorker(job.copy(), job.config, ctx, job.plan), job.batch(ctx)
+    return Row(lambda: worker.exchange(batch), lambda: ignore(worker.step(batch)))
+
+
+def raw_all_reduce(job: Job) -> Row:
+    buffer = torch.zeros(job.num_elements, device=job.ctx.device)
+    return Row(exchange=lambda: ignore(dist.all_reduce(buffer)))
+
+
+def raw_point_to_point(job: Job) -> Row:
+    """Every worker's gradients to rank 0 while rank 0's parameters go to every worker."""
+    peers = range(1, job.ctx.world_size) if job.ctx.rank == 0 else (0,)
+    device = torch.device("cpu") if job.ctx.stages_through_cpu else job.ctx.device
+    sent = torch.zeros(job.num_elements, device=device)
+    received = {peer: torch.zeros(job.num_elements, device=device) for peer in peers}
+
+    def exchange() -> None:
+        arriving = [dist.irecv(buffer, src=peer) for peer, buffer in received.items()]
+        leaving = [dist.isend(sent, dst=peer) for peer in peers]
+        for work in arriving + leaving:
+            work.wait()
+
+    return Row(exchange)
+
+
+def ignore(_: object) -> None:
+    """An operation returns nothing."""
+
+
+SPECIAL: dict[str, Callable[[Job], Row]] = {
+    "none": no_synchronisation, "rpc": remote_procedure_calls,
+    "raw_all_reduce": raw_all_reduce, "raw_p2p": raw_point_to_point,
+}
+
+
+def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
+    """All models in turn; the measurements on rank 0, nothing on the others."""
+    backend, device = choose_backend("auto", launch)
+    with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
+        most = max((num_servers(*_parsed(name)) for name in flags.rows.split(",") if name not in SPECIAL), default=0)
+        contexts = {0: ctx}
+        for servers in range(1, min(max(most, 1), ctx.world_size - 1) + 1):
+            replicas = dist.new_group(list(range(servers, ctx.world_size)), backend="gloo")
+            contexts[servers] = replace(ctx, num_servers=servers, replicas=replicas)
+        with rpc_agents(ctx, "rpc" in flags.rows.split(",")):
+            measurements = [measure_model(contexts, model, flags) for model in flags.models.split(",")]
+    return measurements if launch.rank == 0 else []
+
+
+def _parsed(name: str) -> tuple[str, TrainConfig]:
+    method, settings = parse_variant_name(name)
+    return method, replace(TrainConfig(), **settings)
+
+
+@contextmanager
+def rpc_agents(ctx: ReplicaContext, wanted: bool) -> Iterator[None]:
+    """torch.distributed.rpc on all ranks, over the same interface as everything else."""
+    if not wanted:
+        yield
+        return
+    import torch.distributed.rpc as rpc
+
+    os.environ.setdefault("TP_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
+    host = os.environ["MASTER_ADDR"]
+    with socket.socket() as free:  # the launcher's own port is taken
+        free.bind(("", 0))
+        port = ctx.gather_records({"port": free.getsockname()[1]})[0]["port"]
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"tcp://{host}:{port}", rpc_timeout=RPC_SECONDS)
+    rpc.init_rpc(f"rank{ctx.rank}", rank=ctx.rank, world_size=ctx.world_size, rpc_backend_options=options)
+    yield
+    rpc.shutdown()
+
+
+def measure_model(contexts: dict[int, ReplicaContext], model: str, flags: argparse.Namespace) -> Measurement:
+    job = Job(contexts, model, flags)
+    exchange, step = job.measure()
+    return Measurement(
+        model=model, ranks=job.ctx.world_size, hosts=job.ctx.launch.num_hosts, batch_size=flags.batch_size,
+        image_size=flags.image_size, gradient_bytes=4 * job.num_elements, threads=torch.get_num_threads(),
+        torch=torch.__version__, exchange=exchange, step=step,
+    )
