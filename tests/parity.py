@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest import mock
 
 import numpy as np
@@ -24,13 +24,15 @@ from gradsync.datasets import ImageData, TensorImages, open_dataset
 from gradsync.distributed import Launch, process_group
 from gradsync.models import groupnorm_cnn
 from gradsync.results import RunResults
-from gradsync.variants import num_servers
+from gradsync.variants import num_servers, parse_variant_name
 
 METHODS = {
     "baseline_ddp": baseline_multi_card.Baseline,
     "all_reduce": all_reduce_train.AllReduce,
     "ps": ps_train.ParameterServerWorker,
 }
+# Beside the plain forms: those that must follow the oracle too.
+VARIANTS = ["all_reduce_flat", "all_reduce_bucketed", "all_reduce_overlapped"]
 VAL_SAMPLES = 37  # divides by no number of replicas
 
 
@@ -42,7 +44,8 @@ class Job:
     double: bool
     global_batch: int = 16
     model: str = "groupnorm"
-    config: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=2, lr=0.01, seed=7))
+    # Buckets that are small enough for the model to need several.
+    config: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=2, lr=0.01, seed=7, bucket_mb=0.03))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +131,9 @@ def train_on_rank(rank: int, world_size: int, store_path: str, runs: list[tuple[
 
 def _train(rank: int, world_size: int, store: dist.Store, name: str, job: Job) -> Trajectory:
     launch = Launch(rank, world_size, rank, world_size, by_torchrun=True)
-    method_class = METHODS[name]
+    name, settings = parse_variant_name(name)
+    job = replace(job, config=replace(job.config, **settings))
+    method_class = METHODS[name].for_config(job.config)
     results = RunResults(method=name)
     with process_group(launch, "gloo", torch.device("cpu"), num_servers(name, job.config), 60, store) as ctx:
         model = job.build(job.config.seed + rank)  # each rank its own, as in the product

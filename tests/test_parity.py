@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from parity import FAULTS, METHODS, VAL_SAMPLES, Job, Trajectory, oracle, train_on_rank
+from parity import FAULTS, METHODS, VAL_SAMPLES, VARIANTS, Job, Trajectory, oracle, train_on_rank
 from ranks import run_ranks
 
 LOSS_TOLERANCE = {False: 1.5e-5, True: 2e-14}
 PARAMETER_TOLERANCE = {False: 6e-5, True: 5e-15}
 JOBS = [Job(samples, double) for samples in (70, 66) for double in (False, True)]
+VARIANT_JOBS = [Job(70, double=False), Job(66, double=True)]
+RUNS = [(name, job) for name in METHODS for job in JOBS] + [(name, job) for name in VARIANTS for job in VARIANT_JOBS]
 FAULTY_JOB = Job(70, double=False)
 WORLD_SIZES = (2, 3, 4)
 
@@ -38,7 +40,7 @@ def oracles() -> dict[Job, Trajectory]:
 @pytest.fixture(scope="module")
 def runs() -> dict[int, dict[tuple[str, Job, str | None], list[Trajectory]]]:
     """All runs of all tests, one launch per number of ranks."""
-    good = [(name, job, None) for name in METHODS for job in JOBS]
+    good = [(name, job, None) for name, job in RUNS]
     faulty = [(name, FAULTY_JOB, fault) for fault, methods in FAULTS.items() for name in methods]
     done = {}
     for world_size in WORLD_SIZES:
@@ -48,8 +50,8 @@ def runs() -> dict[int, dict[tuple[str, Job, str | None], list[Trajectory]]]:
     return done
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.samples}-{'f64' if job.double else 'f32'}")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "job"), [
+    pytest.param(name, job, id=f"{name}-{job.samples}-{'f64' if job.double else 'f32'}") for name, job in RUNS])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_method_follows_the_single_process_trajectory(world_size, method, job, runs, oracles):
     for rank, run in enumerate(runs[world_size][method, job, None]):
@@ -62,7 +64,7 @@ def test_method_follows_the_single_process_trajectory(world_size, method, job, r
             assert run.val_accuracy == pytest.approx(oracles[job].val_accuracy, abs=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_counts(world_size, method, runs):
     run = runs[world_size][method, JOBS[0], None][-1]
