@@ -103,6 +103,11 @@ class Method:
         self.clock, self.traffic = StepClock(ctx.device), Traffic()
         self.updater = Updater(module.parameters(), config, plan, ctx.device)
 
+    @classmethod
+    def for_config(cls, config: TrainConfig) -> type[Method]:
+        """The class that does what the flags ask for, where a method's variants have one each."""
+        return cls
+
     def step(self, batch: Batch) -> StepOutput:
         """One optimisation step of the whole job, as this replica sees it."""
         raise NotImplementedError
@@ -119,7 +124,7 @@ class Method:
     def forward_backward(self, batch: Batch, loss_factor: float = 1.0) -> StepOutput:
         """Leave the gradient of ``loss_factor`` x the mean loss of the share in the parameters."""
         with self.clock.phase("forward_backward"):
-            self.updater.optimizer.zero_grad(set_to_none=True)
+            self.clear_gradients()
             # A borrowed sample (weight 0) must not move BatchNorm's running statistics.
             if self.module.training != (batch.num_samples > 0):  # setting it walks through all modules
                 self.module.train(batch.num_samples > 0)
@@ -130,6 +135,10 @@ class Method:
             self.updater.scaler.scale(scaled).backward()
             correct = (outputs.detach().argmax(dim=1) == batch.labels).sum()
         return StepOutput(loss.detach(), correct)
+
+    def clear_gradients(self) -> None:
+        """Before each backward pass, which adds to what is there."""
+        self.updater.optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> None:
         """Optimizer step on this replica's parameters, from the gradients they hold."""
