@@ -60,6 +60,7 @@ class AllReduce(Method):
     name = "all_reduce"
     title = "All-Reduce"
     synchronisation_phases = ("all_reduce",)
+    can_exchange = True
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
         super().__init__(module, config, ctx, plan)
@@ -75,9 +76,12 @@ class AllReduce(Method):
     def step(self, batch: Batch) -> StepOutput:
         output = self.forward_backward(batch)
         with self.clock.phase("all_reduce"):
-            average_gradients(self.parameters, batch.weight, self.traffic)
+            self.exchange(batch)
         self.update()
         return output
+
+    def exchange(self, batch: Batch) -> None:
+        average_gradients(self.parameters, batch.weight, self.traffic)
 
 
 class BucketedAllReduce(AllReduce):
@@ -100,13 +104,16 @@ class BucketedAllReduce(AllReduce):
         # Weighted by its samples, each replica's gradient is a summand of the global mean.
         output = self.forward_backward(batch, loss_factor=batch.weight)
         with self.clock.phase("all_reduce"):
-            for bucket in self.buckets:
-                self.start(bucket)
-                if self.config.variant == "per-parameter":
-                    self.finish()
-            self.finish()
+            self.exchange(batch)
         self.update()
         return output
+
+    def exchange(self, batch: Batch) -> None:
+        for bucket in self.buckets:
+            self.start(bucket)
+            if self.config.variant == "per-parameter":
+                self.finish()
+        self.finish()
 
     def clear_gradients(self) -> None:
         for bucket in self.buckets:  # not set to None: the gradients live in the buckets

@@ -1,106 +1,79 @@
-"""Train with a parameter server: rank 0 serves, the other ranks work.
+"""Train with a parameter server: the first ranks serve, the others work.
 
     torchrun --nproc_per_node=4 ps_train.py
     torchrun --nproc_per_node=4 ps_train.py --epochs 3 --batch-size 64 --workers 16 --data-dir ./ --backend nccl
+    torchrun --nproc_per_node=4 ps_train.py --transfer pipelined
+    torchrun --nproc_per_node=5 ps_train.py --num-servers 2
+    torchrun --nproc_per_node=4 ps_train.py --mode ssp --staleness 1
 
 Per step, the server sends its parameters to each worker (pull), the workers compute gradients and send them
-back (push), and the server averages them and updates. One send/recv per parameter. The server loads no data
-and runs no forward pass, so 4 ranks are 3 replicas. Writes results_ps.json.
+back (push), and the server averages them and updates. A server loads no data and runs no forward pass, so 4 ranks
+with one server are 3 replicas. Writes results_ps.json.
+
+The simplest form stands here: synchronous, one send/recv per parameter (--transfer per-parameter) or per server
+(flat). gradsync/pipelined.py overlaps the transfers; gradsync/asynchronous.py applies each push at once.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from gradsync.asynchronous import AsynchronousServer
 from gradsync.config import Plan, TrainConfig
 from gradsync.data import Batch
 from gradsync.distributed import ReplicaContext
-from gradsync.errors import RunError
+from gradsync.link import END_EPOCH, PULL, PUSH, SETTLED_PULL, Buffer, Link, Request, Transfer
 from gradsync.main import run_script
-from gradsync.method import Method, StepOutput, Updater
-from gradsync.results import ServerEpoch
-from gradsync.timing import StepClock, Traffic
-
-SERVER = 0
-PULL, PUSH, END_EPOCH = range(3)
-COMMANDS = ("pull", "push", "end of epoch")
-
-
-def as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
-    """A flat view of a dense tensor's memory, in memory order: send and recv refuse channels-last strides."""
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
-def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
-    """The gradient, in its parameter's memory layout; zeros where this forward pass did not use it."""
-    if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    if parameter.grad.stride() != parameter.stride():
-        return torch.empty_like(parameter).copy_(parameter.grad)
-    return parameter.grad
-
-
-class Link:
-    """Tensors to and from one peer at a time, counted. The receiver names its peer, so a dead one is noticed."""
-
-    def __init__(self, ctx: ReplicaContext) -> None:
-        self.ctx, self.traffic = ctx, Traffic()
-
-    def send(self, tensor: torch.Tensor, peer: int) -> None:
-        wire = as_it_lies(tensor)
-        dist.send(wire.cpu() if self.ctx.stages_through_cpu else wire, dst=peer)
-        self.traffic.sent(tensor)
-
-    def receive(self, tensor: torch.Tensor, peer: int) -> None:
-        """Fill ``tensor``, which must have the sender's shape, type and layout: the wire carries bytes only."""
-        wire = as_it_lies(tensor)
-        if self.ctx.stages_through_cpu:
-            staged = torch.empty_like(wire, device="cpu")
-            dist.recv(staged, src=peer)
-            wire.copy_(staged)
-        else:
-            dist.recv(wire, src=peer)
-        self.traffic.received(tensor)
-
-    def send_request(self, command: int, samples: int) -> None:
-        """Tell the server what comes next. Not counted: 16 bytes beside the parameters."""
-        dist.send(torch.tensor([command, samples]), dst=SERVER, group=self.ctx.control)
-
-    def receive_request(self, worker: int) -> tuple[int, int]:
-        """(command, samples) from ``worker``; blocks until it has something to say."""
-        request = torch.zeros(2, dtype=torch.int64)
-        dist.recv(request, src=worker, group=self.ctx.control)
-        command, samples = request.tolist()
-        return command, samples
+from gradsync.method import Method, StepOutput
+from gradsync.pipelined import PipelinedServer, check_in_step
+from gradsync.shard_server import ShardServer
+from gradsync.sharding import FlatParameters, pieces, shard, take_initial_parameters
 
 
 class ParameterServerWorker(Method):
-    """Pull, forward and backward, push. The optimizer that counts is the server's."""
+    """Pull, forward and backward, push. The optimizer that counts is the servers'."""
 
     name = "ps"
     title = "Parameter Server"
     synchronisation_phases = ("pull", "push")
+    can_exchange = True
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
         super().__init__(module, config, ctx, plan)
-        self.link = Link(ctx)
+        self.flat = FlatParameters(module, gradients=True)
+        take_initial_parameters(module)
+        self.link = Link(ctx, at_once=config.transfer == "pipelined")
         self.traffic = self.link.traffic
-        self.parameters_are_current = False
-        self.refresh_parameters()
+        self.values, self.gradients = Buffer(self.flat.values, ctx), Buffer(self.flat.gradients, ctx)
+        total, element_size = len(self.flat.values), self.flat.values.element_size()
+        self.pieces = [pieces(shard(total, ctx.num_servers, server), self.flat.sizes, element_size, config)
+                       for server in range(ctx.num_servers)]
+        self.parameters_are_current = True
+
+    @classmethod
+    def for_config(cls, config: TrainConfig) -> type[Method]:
+        return PipelinedWorker if config.transfer == "pipelined" and config.mode == "sync" else cls
 
     def step(self, batch: Batch) -> StepOutput:
-        self.refresh_parameters()
+        self.bring_up_to_date(PULL)
         output = self.forward_backward(batch)
         with self.clock.phase("push"):
-            self.push(batch.num_samples)
+            self.push(batch)
         return output
 
+    def exchange(self, batch: Batch) -> None:
+        """The communication of a step alone: push whatever gradients there are, and pull."""
+        self.push(batch)
+        self.refresh_parameters()
+
     def refresh_parameters(self) -> None:
+        """Pull what the parameters are after the last push of all workers."""
+        self.bring_up_to_date(SETTLED_PULL)
+
+    def bring_up_to_date(self, command: int) -> None:
         """Pull, unless there has been no push since the last pull.
 
         An epoch ends with a pull, so that its last update is in its time and in its evaluation; the next
@@ -108,111 +81,121 @@ class ParameterServerWorker(Method):
         """
         if not self.parameters_are_current:
             with self.clock.phase("pull"):
-                self.pull()
+                self.pull(command)
             self.parameters_are_current = True
 
     @torch.no_grad()
-    def pull(self) -> None:
-        self.link.send_request(PULL, 0)
-        for parameter in self.module.parameters():
-            self.link.receive(parameter, SERVER)
-        if self.updater.scaler.is_enabled():
-            scale = torch.empty((), device=self.ctx.device)
-            self.link.receive(scale, SERVER)
-            self.updater.scaler.update(new_scale=scale)
+    def pull(self, command: int) -> None:
+        for server, theirs in enumerate(self.pieces):
+            self.link.send_request(Request(command), server)
+            for _ in self.link.receive(self.values, theirs, server):
+                pass
+            if server == 0:
+                self.take_scale()
 
     @torch.no_grad()
-    def push(self, samples: int) -> None:
-        self.link.send_request(PUSH, samples)
-        for parameter in self.module.parameters():
-            if parameter.requires_grad:
-                self.link.send(gradient_of(parameter), SERVER)
+    def push(self, batch: Batch) -> None:
+        request = Request(PUSH, batch.num_samples, batch.global_samples, self.unscale_gradients())
+        for server, theirs in enumerate(self.pieces):
+            self.link.send_request(request, server)
+            self.link.send(self.gradients, theirs, server)
         self.parameters_are_current = False
 
+    def unscale_gradients(self) -> bool:
+        """Undo the fp16 loss scale; whether the gradients overflowed, which the servers must know of all workers."""
+        if not self.updater.scaler.is_enabled():
+            return False
+        largest = torch.linalg.vector_norm(self.flat.gradients, ord=torch.inf)  # NaN if any is
+        self.flat.gradients.div_(self.updater.scaler.get_scale())
+        return not torch.isfinite(largest).item()
+
+    def take_scale(self) -> None:
+        if self.updater.scaler.is_enabled():
+            self.updater.scaler.update(new_scale=self.link.receive_scale(0))
+
+    def clear_gradients(self) -> None:
+        """They live in one buffer, from which they are sent."""
+        self.flat.gradients.zero_()
+
     def end_epoch(self) -> None:
-        self.link.send_request(END_EPOCH, 0)
+        for server in range(self.ctx.num_servers):
+            self.link.send_request(Request(END_EPOCH), server)
 
 
-class ParameterServer:
-    """Rank 0: holds the parameters and the optimizer, and answers the workers in rank order."""
+class PipelinedWorker(ParameterServerWorker):
+    """Pushes all chunks at once, having made room for their updated parameters, for which it waits where it pulls."""
+
+    @torch.no_grad()
+    def push(self, batch: Batch) -> None:
+        request = Request(PUSH, batch.num_samples, batch.global_samples, self.unscale_gradients())
+        self.under_way: list[Transfer] = []
+        for server in range(self.ctx.num_servers):
+            self.link.send_request(request, server)
+        for server, theirs in enumerate(self.pieces):
+            self.under_way += [self.link.start_receiving(self.values, piece, server) for piece in theirs]
+        for server, theirs in enumerate(self.pieces):
+            for piece in theirs:
+                self.under_way += self.link.start_sending(self.gradients, piece, [server])
+        self.parameters_are_current = False
+
+    @torch.no_grad()
+    def pull(self, command: int) -> None:
+        for transfer in self.under_way:
+            transfer.wait()
+        self.take_scale()
+
+
+class ParameterServer(ShardServer):
+    """Holds a shard of the parameters and their optimizer, and answers the workers in rank order."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
-        self.module, self.ctx = module, ctx
-        self.link, self.clock = Link(ctx), StepClock(ctx.device)
-        self.updater = Updater(module.parameters(), config, plan, ctx.device)
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.received = [torch.empty_like(p) for p in self.trained]
-        self.updates = self.samples = 0
-        for parameter in self.trained:
-            parameter.grad = torch.zeros_like(parameter)
-        self.answer_round()  # the workers' first pull: all start from these weights
+        super().__init__(module, config, ctx, plan)
+        self.received, self.sums = self.gradient_buffer(), self.gradient_buffer().tensor
 
-    def serve_epoch(self) -> ServerEpoch:
-        """Answer the workers until all of them end their epoch. Raises RunError if they are out of step."""
-        self.clock.start_epoch()
-        self.link.traffic.take()
-        self.updates = 0
+    @classmethod
+    def for_config(cls, config: TrainConfig) -> type[ShardServer]:
+        """The server that does what the flags ask for."""
+        if config.mode != "sync":
+            return AsynchronousServer
+        return PipelinedServer if config.transfer == "pipelined" else cls
+
+    def answer_until_epoch_ends(self) -> None:
         while self.answer_round() != END_EPOCH:
             pass
-        phases, _ = self.clock.finish_epoch()
-        per_step = {name: seconds / max(1, self.updates) for name, seconds in phases.items()}
-        return ServerEpoch(
-            wait=per_step["wait"], send_parameters=per_step["send_parameters"],
-            receive_gradients=per_step["receive_gradients"], update=per_step["update"],
-            updates=self.updates, **self.link.traffic.take(),
-        )
 
     def answer_round(self) -> int:
         """One request of every worker; returns the command, which all must share."""
-        commands = []
+        requests: dict[int, Request] = {}
         for worker in self.ctx.replica_ranks:
             with self.clock.phase("wait"):
-                command, samples = self.link.receive_request(worker)
-            if command == PULL:
+                request = requests[worker] = self.link.receive_request(worker)
+            if request.command in (PULL, SETTLED_PULL):
                 with self.clock.phase("send_parameters"):
                     self.send_parameters(worker)
-            elif command == PUSH:
+            elif request.command == PUSH:
                 with self.clock.phase("receive_gradients"):
-                    self.receive_gradients(worker, samples)
-            commands.append(command)
-        if len(set(commands)) != 1:
-            asked = ", ".join(f"{w}: {COMMANDS[c]}" for w, c in zip(self.ctx.replica_ranks, commands, strict=True))
-            raise RunError(f"the workers are out of step ({asked})")
-        if commands[0] == PUSH:
+                    self.receive_gradients(worker, request.weight)
+        check_in_step(requests)
+        if request.command == PUSH:
             with self.clock.phase("update"):
-                self.update()
-        return commands[0]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.updater.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updater.load_state_dict(state)
+                self.update(overflow=any(request.overflow for request in requests.values()))
+        return request.command
 
     @torch.no_grad()
-    def send_parameters(self, worker: int) -> None:
-        for parameter in self.module.parameters():
-            self.link.send(parameter, worker)
-        if self.updater.scaler.is_enabled():
-            self.link.send(torch.tensor(self.updater.scaler.get_scale(), device=self.ctx.device), worker)
+    def receive_gradients(self, worker: int, weight: float) -> None:
+        """Add ``weight`` x the worker's mean gradient to the sums; the weights of all workers sum to 1."""
+        for number in self.link.receive(self.received, self.pieces, worker):
+            piece = self.pieces[number]
+            self.sums[piece].add_(self.received.tensor[piece], alpha=weight)
 
     @torch.no_grad()
-    def receive_gradients(self, worker: int, samples: int) -> None:
-        """Add ``samples`` x the worker's mean gradient to the sums."""
-        for parameter, received in zip(self.trained, self.received, strict=True):
-            self.link.receive(received, worker)
-            parameter.grad.add_(received, alpha=samples)
-        self.samples += samples
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Average the sums over the global batch's samples, step the optimizer, and start anew."""
-        for parameter in self.trained:
-            parameter.grad.div_(self.samples)
-        self.updater.step()
-        for parameter in self.trained:
-            parameter.grad.zero_()
-        self.samples, self.updates = 0, self.updates + 1
+    def update(self, overflow: bool) -> None:
+        """Move the parameters by the averaged gradient, and start a new one."""
+        if not overflow:
+            for number, piece in enumerate(self.pieces):
+                self.optimizer.update(number, self.sums[piece])
+        self.sums.zero_()
+        self.count_update(overflow)
 
 
 if __name__ == "__main__":

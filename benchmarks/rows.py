@@ -74,9 +74,9 @@ class Job:
         ctx = self.contexts[servers]
         module = self.copy()
         if ctx.is_server:
-            serving = server(module, config, ctx, self.plan)
+            serving = server.for_config(config)(module, config, ctx, self.plan)
             return Row(serve=serving.serve_epoch)
-        worker, batch = method(module, config, ctx, self.plan), self.batch(ctx)
+        worker, batch = method.for_config(config)(module, config, ctx, self.plan), self.batch(ctx)
 
         def step() -> None:
             worker.step(batch)

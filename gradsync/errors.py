@@ -1,4 +1,4 @@
-"""The two ways in which a script of this project ends badly."""
+"""The ways in which a script of this project ends badly."""
 
 
 class UsageError(Exception):
@@ -11,3 +11,7 @@ class RunError(Exception):
 
 class JobError(RunError):
     """A failure that all ranks see alike, so that one of them is enough to say so."""
+
+
+class PeerLost(RunError, RuntimeError):
+    """The connection to another rank has ended: what that rank's end looks like from here."""

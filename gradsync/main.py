@@ -80,8 +80,8 @@ class Prepared:
 
     def __init__(self, method: type[Method], server: type[Server] | None, launch: Launch,
                  config: TrainConfig, data: ImageData | None = None) -> None:
-        self.server, self.launch, self.config = server, launch, config
-        self.method = method.for_config(config)
+        self.launch, self.config = launch, config
+        self.method, self.server = method.for_config(config), server and server.for_config(config)
         variants.check(method.name, config)
         self.name = variants.variant_name(method.name, config)
         self.num_servers = variants.num_servers(method.name, config)

@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 class ServerEpoch(Section):
-    """The parameter server's side of one epoch, mean seconds per step."""
+    """A parameter server's side of one epoch, mean seconds per update: per step if synchronous, else per push."""
 
     wait: Seconds  # until a worker's push begins: the workers are computing
     send_parameters: Seconds
@@ -47,6 +47,8 @@ class ServerEpoch(Section):
     bytes_sent: Count  # over the epoch
     bytes_received: Count
     messages: Count
+    pushes_per_worker: list[Count] | None = None  # asynchronous, as the next
+    staleness: dict[str, Count] | None = None  # pushes by how many updates came between their worker's pull and them
 
 
 class EpochResults(Section):
@@ -72,7 +74,8 @@ class EpochResults(Section):
     step_times: list[Seconds] | None = None  # of replica 0
     fingerprints: list[str] | None = None  # of the parameters, one a replica
     parameter_sketch: list[float] | None = None  # of replica 0; distances of sketches estimate those of parameters
-    server: ServerEpoch | None = None
+    server: ServerEpoch | None = None  # the first one, whose shard is as large as any
+    servers: list[ServerEpoch] | None = None  # where there are several
 
 
 class Summary(Section):
@@ -150,7 +153,7 @@ class RunResults(Section):
     variant: str | None = None  # what sets it apart from the method's plain form
     settings: dict[str, Any] | None = None  # the flags of the method alone
     synchronous: bool | None = None  # every update uses the gradients of all replicas at the same parameters
-    staleness: dict[str, Count] | None = None  # asynchronous: updates by how many others came between pull and push
+    staleness: dict[str, Count] | None = None  # asynchronous: that of the first server, over all epochs
     world_size: Count | None = None
     num_workers: Count | None = None  # worker ranks of a parameter server
     num_servers: Count | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -185,10 +186,20 @@ def merge_records(ctx: ReplicaContext, records: list[dict[str, Any]], epoch: Epo
         replica_messages_per_step=_mean([record["messages_per_step"] for record in replicas]),
     )
     if ctx.num_servers:
-        epoch.server = ServerEpoch.model_validate(records[0]["server"])
-        moved = epoch.server.bytes_sent + epoch.server.bytes_received
-        results.communication.server_bytes_per_step = moved / epoch.server.updates
-        results.communication.server_messages_per_step = epoch.server.messages / epoch.server.updates
+        servers = [ServerEpoch.model_validate(record["server"]) for record in records[: ctx.num_servers]]
+        merge_servers(servers, epoch, results)
+
+
+def merge_servers(servers: list[ServerEpoch], epoch: EpochResults, results: RunResults) -> None:
+    """Put what the servers measured into the epoch. The first one's shard, hence its traffic, is as large as any."""
+    assert epoch.steps and results.communication
+    epoch.server, epoch.servers = servers[0], servers if len(servers) > 1 else None
+    moved = epoch.server.bytes_sent + epoch.server.bytes_received
+    results.communication.server_bytes_per_step = moved / epoch.steps
+    results.communication.server_messages_per_step = epoch.server.messages / epoch.steps
+    if epoch.server.staleness is not None:
+        total = Counter(results.staleness or {}) + Counter(epoch.server.staleness)
+        results.staleness = {updates: total[updates] for updates in sorted(total, key=int)}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -138,7 +138,8 @@ def _train(rank: int, world_size: int, store: dist.Store, name: str, job: Job) -
     with process_group(launch, "gloo", torch.device("cpu"), num_servers(name, job.config), 60, store) as ctx:
         model = job.build(job.config.seed + rank)  # each rank its own, as in the product
         if ctx.is_server:
-            training.serve(ps_train.ParameterServer(model, job.config, ctx, job.plan), job.plan)
+            server = ps_train.ParameterServer.for_config(job.config)
+            training.serve(server(model, job.config, ctx, job.plan), job.plan)
             val_loss = val_accuracy = math.nan
         else:
             data = ReplicaData(job.data(), ctx, job.global_batch, job.config.seed, 0, job.dtype, False)
@@ -183,19 +184,18 @@ def _ddp_step(factor):
     return _patch(baseline_multi_card.Baseline, "step", step)
 
 
-def _receive_all_but_last(self, worker, samples):
-    for number, (parameter, received) in enumerate(zip(self.trained, self.received, strict=True)):
-        self.link.receive(received, worker)
-        if number < len(self.trained) - 1:
-            parameter.grad.add_(received, alpha=samples)
-    self.samples += samples
+def _receive_all_but_last(self, worker, weight):
+    last, sums = self.pieces[-1], self.sums.clone()
+    _receive(self, worker, weight)
+    self.sums[last] = sums[last]
 
 
-def _update_without_division(self):
-    self.updater.step()
-    for parameter in self.trained:
-        parameter.grad.zero_()
-    self.samples, self.updates = 0, self.updates + 1
+def _unweighted(self, worker, weight):
+    _receive(self, worker, 1 / self.ctx.num_replicas)
+
+
+def _summed(self, worker, weight):
+    _receive(self, worker, 1.0)
 
 
 _receive = ps_train.ParameterServer.receive_gradients
@@ -217,8 +217,7 @@ FAULTS = {
         "baseline_ddp": _ddp_step(lambda self, batch: 1.0),
         "all_reduce": lambda: mock.patch.object(
             all_reduce_train.Batch, "weight", property(lambda batch: 1.0 / dist.get_world_size())),
-        "ps": _patch(ps_train.ParameterServer, "receive_gradients",
-                     lambda self, worker, samples: _receive(self, worker, 1)),
+        "ps": _patch(ps_train.ParameterServer, "receive_gradients", _unweighted),
     },
     "one parameter left out": {
         "all_reduce": _average_with(skip=1),
@@ -227,6 +226,6 @@ FAULTS = {
     "summed instead of averaged": {
         "baseline_ddp": _ddp_step(lambda self, batch: float(self.ctx.num_replicas)),
         "all_reduce": _average_with(weight_of=lambda weight: 1.0),
-        "ps": _patch(ps_train.ParameterServer, "update", _update_without_division),
+        "ps": _patch(ps_train.ParameterServer, "receive_gradients", _summed),
     },
 }
