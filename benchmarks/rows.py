@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,9 @@ class Job:
         figures: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
         names = list(self.rows)
         for number in range(self.flags.rounds + 1):
+            if self.ctx.rank == 0:
+                what = f"round {number} of {self.flags.rounds}" if number else "warm-up"
+                print(f"{self.flags.models}, {self.ctx.world_size} ranks: {what}", file=sys.stderr, flush=True)
             for name in names[number % len(names):] + names[: number % len(names)]:
                 row = self.rows[name]
                 # A full step first: an exchange needs gradients to be there.
