@@ -46,10 +46,10 @@ class DataParallel(OneProcessMethod):
             self.network = nn.DataParallel(module, device_ids=devices)
 
     @classmethod
-    def no_effect(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
+    def remark(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
         if len(devices) > 1:
             return ""
-        return f"--use-parallel needs two GPUs, so nn.DataParallel is left out and all runs on {devices[0]}"
+        return f"no parallel effect: nn.DataParallel needs two GPUs, so it is left out and all runs on {devices[0]}"
 
 
 def choose(argv: list[str] | None = None) -> tuple[type[OneProcessMethod], OneProcessConfig]:

@@ -67,10 +67,10 @@ class ModelParallel(OneProcessMethod):
         super().__init__(SplitNetwork(module, devices[0], devices[-1]), config, ctx, plan)
 
     @classmethod
-    def no_effect(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
+    def remark(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
         if len(devices) > 1:
             return ""
-        return f"--use-model-parallel needs two GPUs, so both parts are on {devices[0]}"
+        return f"no parallel effect: only one device, so both parts are on {devices[0]}"
 
     def refresh_parameters(self) -> None:
         synchronize(self.module.devices[1])  # the epoch ends when the second device is done, too
@@ -87,29 +87,30 @@ class Pipeline(ModelParallel):
     """
 
     name = "pipeline"
-    title = "Model-Parallel, Pipelined"
+    title = "Pipeline"
 
     def __init__(self, module: nn.Sequential, config: OneProcessConfig, ctx: ReplicaContext, plan: Plan) -> None:
         super().__init__(module, config, ctx, plan)
         self.second_part = ThreadPoolExecutor(max_workers=1, thread_name_prefix="second part")
 
     @classmethod
-    def no_effect(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
+    def remark(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
+        if devices[0].type != "cpu":
+            return super().remark(config, devices)
         threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-        if devices[0].type == "cpu" and 2 * threads <= cores:
-            return ""  # each part has cores of its own
-        reason = super().no_effect(config, devices)
-        if devices[0].type == "cpu":
-            reason += f", which they share ({threads} threads each on {cores} cores; OMP_NUM_THREADS sets the threads)"
-        return reason
+        if 2 * threads > cores:
+            return (f"no parallel effect: both parts share the CPU, threads: {threads} a part, cores: {cores}; "
+                    "with fewer, set by OMP_NUM_THREADS, half of the cores stand in for a device")
+        return f"cores stand in for devices: each part has as many threads ({threads}) as the single device has in all"
 
     def forward_backward(self, batch: Batch, loss_factor: float = 1.0) -> StepOutput:
         with self.clock.phase("forward_backward"):
             self.updater.optimizer.zero_grad(set_to_none=True)
             self.module.train()
             chunks = min(self.config.chunks, len(batch.images))
+            micro_batches = zip(batch.images.tensor_split(chunks), batch.labels.tensor_split(chunks), strict=True)
             under_way = []
-            for images, labels in zip(batch.images.tensor_split(chunks), batch.labels.tensor_split(chunks), strict=True):
+            for images, labels in micro_batches:
                 features = self.module.first(images)
                 answer = self.second_part.submit(
                     self.forward_backward_second, features.detach(), labels, loss_factor / len(batch.images))

@@ -112,9 +112,9 @@ class OneProcessMethod(Method):
     config: OneProcessConfig
 
     @classmethod
-    def no_effect(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
-        """Why nothing is computed in parallel on these devices; empty where something is."""
-        raise NotImplementedError
+    def remark(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
+        """What a reader must know about the parallelism on these devices, above all where there is none; or ""."""
+        return ""
 
     def step(self, batch: Batch) -> StepOutput:
         return self.local_step(batch)
@@ -126,10 +126,6 @@ class SingleDevice(OneProcessMethod):
     name = "single"
     title = "Single-Device"
     most_devices = 1
-
-    @classmethod
-    def no_effect(cls, config: OneProcessConfig, devices: list[torch.device]) -> str:
-        return ""  # none was asked for
 
 
 class OneProcessRun(Prepared):
@@ -145,7 +141,7 @@ class OneProcessRun(Prepared):
         super().__init__(method, None, Launch(), config, data or open_data(config))
         self.results.parallelism = {
             "devices": [str(device) for device in self.devices], "chunks": config.chunks,
-            "no_effect": method.no_effect(config, self.devices),
+            "remark": method.remark(config, self.devices),
         }
 
     def choose_backend(self) -> tuple[str, torch.device]:
@@ -164,8 +160,8 @@ class OneProcessRun(Prepared):
     def run(self) -> None:
         if self.config.device == "gpu" and self.device.type == "cpu":
             say("Note: --device gpu: there is no GPU here, so this runs on the CPU")
-        if why := self.results.parallelism["no_effect"]:
-            say(f"Note: no parallel effect: {why}")
+        if remark := self.results.parallelism["remark"]:
+            say(f"Note: {remark}")
         super().run()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torchvision
@@ -48,8 +48,16 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
     return exit_code(launch, lambda: Prepared(choose_method(launch), server, launch, parse_config(argv, description)))
 
 
-def exit_code(launch: Launch, prepare: Callable[[], Prepared]) -> int:
-    """Prepare a run and run it: 0, or one line on stderr and 2 (refused) or 1 (failed)."""
+class Job(Protocol):
+    """Something whose input has been checked, so that what happens from here on is a failure."""
+
+    def run(self) -> None: ...
+
+    def report_failure(self, error: Exception) -> None: ...
+
+
+def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
+    """Prepare a job and run it: 0, or one line on stderr and 2 (refused) or 1 (failed)."""
     try:
         prepared = prepare()
     except UsageError as error:
