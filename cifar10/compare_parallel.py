@@ -6,7 +6,8 @@
 
 The last one needs no GPU: a core stands in for a device, so it takes two cores. What needs more GPUs than there are is
 skipped, and stays in the table with the reason. Prints the table and writes parallel_comparison.json,
-plots/parallel_speedup.png, plots/loss_curves.png, plots/accuracy_curves.png and a results_*.json for each run.
+plots/parallel_speedup.png, plots/loss_curves.png, plots/accuracy_curves.png and a results_*.json for each run, all in
+cifar10_results/ unless --output-dir says otherwise; analyze_results.py --results-dir cifar10_results audits the runs.
 """
 
 from __future__ import annotations

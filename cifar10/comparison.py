@@ -128,7 +128,7 @@ def speedup_chart(entries: Sequence[Entry], comparison: Comparison) -> bytes:
     for place, entry in enumerate(entries):
         if entry.status == "skipped":
             axes.text(0.01 * end, place, textwrap.fill(f"skipped: {entry.reason}", 52), va="center", style="italic",
-                      color=canvas.FAINT, fontsize=6)
+                      color=canvas.FAINT, fontsize=6, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         else:
             _speedup_bar(axes, place, entry, comparison, base, end)
     axes.axvline(1, color=canvas.INK, linewidth=0.7, linestyle=":", zorder=0)
