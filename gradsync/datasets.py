@@ -87,17 +87,17 @@ class FileImages:
             torch.set_rng_state(before)
 
 
-def open_dataset(config: TrainConfig, grey: bool) -> ImageData:
+def open_dataset(config: TrainConfig, grey: bool, flag: str = "--data-dir") -> ImageData:
     """Open the data set that ``config`` names. ``grey``: the model takes one channel, where the data has one.
 
-    Raises UsageError that names the directory and what it should hold.
+    Raises UsageError that names the directory, the ``flag`` that chose it, and what it should hold.
     """
     name, note = choose_dataset(config)
     folder = Path(config.data_dir or "./")
     if name == "imagefolder":
         return _open_image_folder(folder, config)
     if name == "cifar10":
-        return _open_cifar10(folder, config)
+        return _open_cifar10(folder, config, flag)
     if name == "digits":
         return _open_digits(config, 1 if grey else 3, note)
     return _make_synthetic(config)
@@ -149,18 +149,24 @@ def _open_image_folder(folder: Path, config: TrainConfig) -> ImageData:
     return _file_data("imagefolder", sources, train, val, size, len(classes["train"]), config, in_memory=False)
 
 
-def _open_cifar10(folder: Path, config: TrainConfig) -> ImageData:
+def _open_cifar10(folder: Path, config: TrainConfig, flag: str) -> ImageData:
     size = config.image_size or 32
     if config.download:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".cifar10-download.lock", "w") as lock:  # the first rank downloads, the others find it
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            tv_datasets.CIFAR10(str(folder), train=True, download=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / ".cifar10-download.lock", "w") as lock:  # the first rank downloads, the others find it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                tv_datasets.CIFAR10(str(folder), train=True, download=True)
+        except (OSError, RuntimeError) as error:  # no network, no space, a damaged archive
+            raise UsageError(
+                f"--download: CIFAR-10 did not get into {folder}: {_one_line(error)}; put cifar-10-batches-py/ there "
+                "yourself, or use --dataset digits, which works at once"
+            ) from error
     try:
         sources = {split: tv_datasets.CIFAR10(str(folder), train=split == "train") for split in ("train", "val")}
     except RuntimeError as error:
         raise UsageError(
-            f"--data-dir {folder}: no intact CIFAR-10 there; it should hold cifar-10-batches-py/. "
+            f"{flag} {folder}: no intact CIFAR-10 there; it should hold cifar-10-batches-py/. "
             "Use --download to fetch it, or --dataset digits, which works at once"
         ) from error
     resize = [transforms.Resize((size, size), antialias=True)] if size != 32 else []

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torchvision
@@ -46,10 +46,27 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
                description: str | None = None, argv: list[str] | None = None) -> int:
     """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
     launch = read_launch()
-    try:
+
+    def prepare() -> Prepared:
         method = choose_method(launch)
         config = parse_config(argv, description, variants.METHODS.get(method.name, ()))
-        prepared = Prepared(method, server, launch, config)
+        return Prepared(method, server, launch, config)
+
+    return exit_code(launch, prepare)
+
+
+class Job(Protocol):
+    """Something whose input has been checked, so that what happens from here on is a failure."""
+
+    def run(self) -> None: ...
+
+    def report_failure(self, error: Exception) -> None: ...
+
+
+def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
+    """Prepare a job and run it: 0, or one line on stderr and 2 (refused) or 1 (failed)."""
+    try:
+        prepared = prepare()
     except UsageError as error:
         if launch.local_rank != 0:
             leave_the_word_to_another()
@@ -91,9 +108,9 @@ class Prepared:
                 f"{method.title} with --num-servers {self.num_servers} needs {self.num_servers + 1} ranks or more, "
                 f"since servers are no workers; got {launch.world_size}: start it with "
                 f"torchrun --nproc_per_node={self.num_servers + 1} or more")
-        self.backend, self.device = choose_backend(config.backend, launch)
+        self.backend, self.device = self.choose_backend()
         self.global_batch = config.global_batch(num_replicas)
-        name = choose_model(config, choose_dataset(config)[0])
+        name = self.choose_model()
         self.data = data or open_dataset(config, grey=name == GROUPNORM_CNN)
         info = self.data.info
         if info.train_samples < num_replicas:
@@ -103,7 +120,7 @@ class Prepared:
             raise UsageError("--data-dir: the validation set is empty")
         # Every rank starts from weights of its own; what makes them equal is the method's initial
         # synchronisation, and leaving that out is seen at once. Rank 0's are those of every method.
-        self.model = build_model(name, info, config, seed=config.seed + launch.rank)
+        self.model = self.build_model(name)
         self.plan = Plan.of(config, info.train_samples, self.global_batch)
         per_epoch = min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch)
         if smallest_share(per_epoch, self.global_batch, num_replicas) == 1:
@@ -111,6 +128,15 @@ class Prepared:
         self.output_dir = Path(config.output_dir)
         check_writable(self.output_dir)
         self.results = self.results_so_far(name, per_epoch)
+
+    def choose_backend(self) -> tuple[str, torch.device]:
+        return choose_backend(self.config.backend, self.launch)
+
+    def choose_model(self) -> str:
+        return choose_model(self.config, choose_dataset(self.config)[0])
+
+    def build_model(self, name: str) -> nn.Module:
+        return build_model(name, self.data.info, self.config, seed=self.config.seed + self.launch.rank)
 
     def results_so_far(self, model: str, samples_per_epoch: int) -> RunResults:
         """What is known before training. ``complete`` is what the file will say if nothing goes wrong."""

@@ -60,14 +60,16 @@ class Updater:
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: TrainConfig, plan: Plan,
                  device: torch.device) -> None:
-        self.optimizer = torch.optim.SGD(
-            list(parameters), lr=plan.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimizer = self.make_optimizer(list(parameters), config, plan)
         self.schedule = LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(plan.schedule, step, plan.total_steps)
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.scaler.scale(torch.zeros((), device=device))  # creates the scale, which it otherwise does lazily
+
+    def make_optimizer(self, parameters: list[nn.Parameter], config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, lr=plan.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def step(self) -> None:
         self.scaler.step(self.optimizer)
@@ -97,12 +99,13 @@ class Method:
     synchronises: ClassVar[bool] = True
     can_exchange: ClassVar[bool] = False  # communication can be had apart from the rest of a step
     synchronisation_phases: ClassVar[tuple[str, ...]] = ()  # those that hold communication and nothing else
+    updater_type: ClassVar[type[Updater]] = Updater
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
         self.module = self.network = module
         self.config, self.ctx = config, ctx
         self.clock, self.traffic = StepClock(ctx.device), Traffic()
-        self.updater = Updater(module.parameters(), config, plan, ctx.device)
+        self.updater = self.updater_type(module.parameters(), config, plan, ctx.device)
 
     @classmethod
     def for_config(cls, config: TrainConfig) -> type[Method]:

@@ -251,8 +251,12 @@ def remove_stale_temporaries(directory: Path) -> None:
 
 def write_results(path: Path, results: RunResults) -> None:
     """Write ``results`` as JSON. Raises ValueError where a figure is not finite."""
-    text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(path, text + "\n")
+    write_text_atomically(path, to_json(results))
+
+
+def to_json(section: BaseModel) -> str:
+    """``section`` as indented JSON. Raises ValueError where a figure is not finite."""
+    return json.dumps(section.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_results(path: Path) -> RunResults:

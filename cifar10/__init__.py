@@ -1,0 +1,1 @@
+"""Data parallelism and model parallelism in one process."""
