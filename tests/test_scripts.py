@@ -33,8 +33,8 @@ flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
 folder, repeats = flags.get('--output-dir', '.'), flags.get('--repeats', '1')
 commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"]) for file in ('one.py', 'two.py'))
 open(flags['--plan'], 'w').write(
-    f'nproc=3\\nthreads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\n'
-    f'methods=(first second)\\ncommands=({commands})\\n')
+    f'threads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\nmethods=(first second)\\n'
+    f"{os.environ.get('STUDY', 'ranks=(3 3) folders=(\'\' \'\')')}\\ncommands=({commands})\\n")
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
