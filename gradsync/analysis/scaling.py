@@ -28,6 +28,7 @@ from gradsync.analysis.figures import Spread, spread_of
 from gradsync.analysis.finding import SEVERITY, Finding, Verdict, worst
 from gradsync.analysis.load import METHODS, SINGLE, Assumed, Run, load
 from gradsync.analysis.message import Text, msg
+from gradsync.analysis.repeats import FOLDER as REPEAT
 from gradsync.analysis.repeats import find_repeats
 from gradsync.analysis.step_parts import Lost, StepParts, lost, median_parts, step_parts
 
@@ -41,6 +42,12 @@ class Point:
     folder: Path
     ranks: int
     comparison: Comparison
+
+    @property
+    def place(self) -> str:
+        """``ranks_2``, or ``repeat_1/ranks_2``."""
+        repeat = self.folder.parent.name
+        return f"{repeat}/{self.folder.name}" if REPEAT.fullmatch(repeat) else self.folder.name
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Study:
         runs = [run for point in self.points for run in point.comparison.runs]
         allowed = excused(self.rule, runs)
         return [("", finding) for finding in forbidding(self.objections)] + [
-            (_place(point), finding) for point in self.points for finding in point.comparison.withheld
+            (point.place, finding) for point in self.points for finding in point.comparison.withheld
             if finding.check not in allowed]
 
     @cached_property
@@ -211,11 +218,6 @@ def compare_study(repeats: Sequence[Sequence[Path]], assumed: Assumed) -> Study:
     """Read and audit each point. Raises UsageError as ``load`` does."""
     return Study([[Point(folder, int(FOLDER.fullmatch(folder.name)[1]), compare(load(folder, assumed)))
                    for folder in folders] for folders in repeats])
-
-
-def _place(point: Point) -> str:
-    repeat = point.folder.parent.name
-    return f"{repeat}/{point.folder.name}" if repeat.startswith("repeat_") else point.folder.name
 
 
 def _runs(points: Sequence[Point]) -> list[Run]:
