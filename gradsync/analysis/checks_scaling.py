@@ -13,7 +13,7 @@ from gradsync.analysis import figures
 from gradsync.analysis.checks_set import OF_THE_GROUP, differences, dump, recipe_facts
 from gradsync.analysis.finding import COMPARISON, Finding
 from gradsync.analysis.load import SINGLE, Run
-from gradsync.analysis.message import enumerated, joined, msg
+from gradsync.analysis.message import Text, enumerated, joined, msg, printable
 from gradsync.analysis.words import count, percent
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def excused(rule: Rule, runs: Sequence[Run]) -> frozenset[str]:
     """
     follows = rule == "weak" or any(_scaling(run) == "replicas" for run in runs)
     return frozenset({"input-bound", *(("recipe", "updates", "same samples") if follows else ())})
+
+
+def failure(error: str | None, label: Text) -> Finding:
+    """A run that failed, where the table has a place for it."""
+    return Finding("finished", "invalid", label, printable(error).rstrip(".") if error else msg("no reason given"),
+                   msg("the run failed"), msg("remove the cause and run it again"))
 
 
 def superlinear(row: Scaled) -> list[Finding]:

@@ -18,6 +18,7 @@ from gradsync.analysis.checks_scaling import (
     Rule,
     batch_rule,
     excused,
+    failure,
     forbidding,
     oversubscribed,
     study_checks,
@@ -52,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scaled:
-    """One method at one number of ranks, over the repeats that have it; ``absent`` says why none has.
+    """One method at one number of ranks, over the repeats that have it; ``absent`` says, in short, why none has.
 
     ``speedup``: throughput / throughput of the single device in the same repeat. None where it is not known, or where
     the audit objects to either run.
@@ -137,8 +138,10 @@ class Study:
     @cached_property
     def findings(self) -> list[Finding]:
         """Of the study as a whole and of its rows."""
-        return [*self.objections, *(finding for row in self.rows for check in (superlinear, oversubscribed)
-                                    for finding in check(row))]
+        failures = [failure(run.results.error, row.label)
+                    for row in self.rows for run in self._failed(row.name, row.ranks)]
+        return [*self.objections, *failures, *(
+            finding for row in self.rows for check in (superlinear, oversubscribed) for finding in check(row))]
 
     @cached_property
     def rows(self) -> list[Scaled]:
@@ -190,15 +193,17 @@ class Study:
         return Scaled(name, ranks, runs, spread_of(ratios), worst(findings), "" if runs else self._absence(name, ranks))
 
     def _absence(self, name: str, ranks: int) -> Text:
-        failed = next((run for point in self.points if point.ranks == ranks for run in point.comparison.loaded.failed
-                       if run.name == name), None)
-        if failed:
-            return msg("failed: {error}", error=failed.results.error or msg("no reason given"))
+        if self._failed(name, ranks):
+            return msg("failed")
         servers = max((run.results.num_servers or 0 for point in self.points for run in point.comparison.runs
                        if run.name == name), default=0)
         if servers >= ranks:
-            return msg("needs {count} ranks or more: a server is no worker", count=servers + 1)
+            return msg("needs {count} ranks", count=servers + 1)
         return msg("no results file")
+
+    def _failed(self, name: str, ranks: int) -> list[Run]:
+        return [run for point in self.points if point.ranks == ranks for run in point.comparison.loaded.failed
+                if run.name == name]
 
 
 def find_study(directory: Path) -> list[list[Path]]:

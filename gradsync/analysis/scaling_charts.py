@@ -35,16 +35,17 @@ def speedup_chart(study: Study) -> bytes:
     below.axhline(100, color=FAINT, linestyle="--", linewidth=0.9, zorder=1)
     for index, (name, rows) in enumerate(methods.items()):
         style, shade = LINES[index % len(LINES)], _shade(study, name)
-        style = style | {"linewidth": style["linewidth"] * 0.5 ** (index // len(LINES))}
+        width = 0.55 * style["linewidth"] * 0.5 ** (index // len(LINES))  # a fifth line must not hide the first
         places = [row.replicas for row in rows]
         for panel, measured in ((axes, [row.speedup for row in rows]), (below, [row.efficiency for row in rows])):
             unit = 100 if panel is below else 1
-            panel.plot(places, [unit * spread.median for spread in measured], color=shade, markeredgecolor="white",
-                       markeredgewidth=0.5, zorder=2 + index, label=label(rows[0].runs[0], 40), **style)
             for place, spread in zip(places, measured, strict=True):
-                if spread.n > 1:
-                    panel.plot([place, place], [unit * spread.low, unit * spread.high], color=INK, linewidth=0.9,
-                               marker="_", markersize=4, zorder=8)
+                if spread.n > 1:  # behind the marker, which a range may be smaller than
+                    panel.plot([place, place], [unit * spread.low, unit * spread.high], color=INK, linewidth=0.8,
+                               marker="_", markersize=5, zorder=2)
+            panel.plot(places, [unit * spread.median for spread in measured], color=shade, markeredgecolor="white",
+                       markeredgewidth=0.5, zorder=3 + index, label=label(rows[0].runs[0], 26),
+                       **style | {"linewidth": width, "markersize": 0.8 * style["markersize"]})
     _finish_axes(axes, below, most, sorted({row.replicas for rows in methods.values() for row in rows} | {1}))
     axes.legend(loc="upper left", handlelength=4)
     return to_png(figure)
@@ -53,20 +54,18 @@ def speedup_chart(study: Study) -> bytes:
 def _finish_axes(axes: Axes, below: Axes, most: int, places: list[int]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-    scaled = [axes.xaxis] if most <= LINEAR_UP_TO else [axes.xaxis, axes.yaxis]
     if most > LINEAR_UP_TO:
+        places = [2**power for power in range(most.bit_length())]  # others would run into each other
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
-        axes.set_ylim(0.5, most * 2.6)
-        axes.yaxis.set_major_locator(FixedLocator([2**power for power in range(most.bit_length())]))
+        axes.set_ylim(0.5, most * 4)
+        axes.yaxis.set_major_locator(FixedLocator(places))
     else:
         axes.set_ylim(0, most * 1.3)
-    for axis in scaled:
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    for axis in (axes.xaxis, axes.yaxis, below.xaxis):
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    below.xaxis.set_major_formatter(ScalarFormatter())
-    below.xaxis.set_minor_locator(NullLocator())
     below.set_ylim(0, max(110.0, below.get_ylim()[1]))
     axes.set_ylabel("speed-up")
     below.set_ylabel("efficiency, %")

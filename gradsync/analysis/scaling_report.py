@@ -108,10 +108,10 @@ def _conclusion(study: Study, row: Scaled) -> Text:
     if lost is None or lost.total <= 0:
         return msg("{figures}.", figures=text)
     known = sorted(((share, name) for name, share in lost.shares.items() if share is not None), reverse=True)
-    parts = [msg("{points} {part}", points=_points(share), part=term(name)) for name, share in
-             ((name, share) for share, name in known)]
-    where = msg("of the {points} points that are missing: {parts}", points=_points(lost.total),
-                parts=enumerated(parts) if parts else words.NOT_KNOWN)
+    parts = [msg("{points} {part}", points=_points(share), part=term(name)) for share, name in known]
+    if len(parts) < len(PARTS):
+        parts.append(msg("the others not known"))
+    where = msg("of the {points} points that are missing: {parts}", points=_points(lost.total), parts=enumerated(parts))
     return msg("{figures}.", figures=clauses([text, where]))
 
 
@@ -121,8 +121,7 @@ def scaling_rows(study: Study) -> Rows:
                    msg("Speed-up"), msg("min - max"), msg("Efficiency"), msg("per rank"), "n", msg("Verdict"))]
     for row in study.rows:
         if not row.runs:
-            rows.append((shortened(row.name, NAME_WIDTH), str(row.ranks), *["-"] * 8, "0",
-                         msg("not run: {reason}", reason=row.absent)))
+            rows.append((shortened(row.name, NAME_WIDTH), str(row.ranks), *["-"] * 8, "0", row.absent))
             continue
         time, step, speed = row.total_time, row.step_time, row.throughput
         rows.append((
@@ -164,7 +163,7 @@ def lost_rows(study: Study) -> Rows:
 
 
 def _points(share: float | None) -> Text:
-    return words.NOT_KNOWN if share is None else f"{100 * share + 0:.1f}"
+    return words.NOT_KNOWN if share is None else f"{round(100 * share, 1) + 0:.1f}"  # no -0.0
 
 
 def ranged(spread: Spread) -> Text:

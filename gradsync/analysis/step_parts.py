@@ -11,7 +11,7 @@ import statistics
 from dataclasses import astuple, dataclass
 
 from gradsync.analysis import figures
-from gradsync.analysis.load import Run
+from gradsync.analysis.load import SINGLE, Run
 
 PARTS = ("data wait", "compute", "exposed communication", "rest")
 
@@ -50,7 +50,7 @@ def step_parts(run: Run) -> StepParts | None:
     probe = run.results.probe
     if probe and probe.local_step_times:
         return StepParts(step, data_wait, statistics.median(probe.local_step_times), exposed and exposed.median)
-    if figures.has_peers(run):
+    if run.name != SINGLE:
         return StepParts(step, data_wait, None, exposed and exposed.median)
     shares = [figures.phase_share(run, phase) for phase in ("forward_backward", "optimizer")]
     return StepParts(step, data_wait, None if None in shares else step * sum(shares), 0.0)

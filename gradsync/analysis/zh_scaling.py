@@ -39,10 +39,8 @@ CATALOGUE: dict[str, str] = {
     "ranks_1/results_single.json is missing": "缺少 ranks_1/results_single.json",
     # Rows.
     "{name}, ranks: {ranks}": "{name}，进程数：{ranks}",
-    "failed: {error}": "失败：{error}",
-    "needs {count} ranks or more: a server is no worker": "至少需要 {count} 个进程：服务器不是工作进程",
+    "needs {count} ranks": "需要 {count} 个进程",
     "no results file": "没有结果文件",
-    "not run: {reason}": "未运行：{reason}",
     "Ranks": "进程",
     "Total s": "总时间 s",
     "Batch ms": "每批 ms",
@@ -66,6 +64,7 @@ CATALOGUE: dict[str, str] = {
         "{name}：{replicas} 个副本的吞吐量为单设备的 {speedup} 倍，效率 {efficiency}",
     "{figures}.": "{figures}。",
     "of the {points} points that are missing: {parts}": "缺失的 {points} 个百分点中：{parts}",
+    "the others not known": "其余未知",
     "{points} {part}": "{part} {points}",
     "Total is the training part of all epochs, evaluation excluded. Speed-up is throughput / throughput of the single "
     "device in the same repeat; efficiency is speed-up / replicas, and per rank speed-up / ranks.":
