@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINEAR_UP_TO = 8  # replicas; beyond, an axis on which doubling takes equal space
+UNKNOWN_STYLE = {"facecolor": "none", "edgecolor": FAINT, "linestyle": "--", "linewidth": 0.6}
 PART_STYLE = dict(zip(PARTS, ((canvas.YELLOW, ""), (canvas.BLUE, ""), (canvas.ORANGE, "////"), ("#cccccc", "")),
                       strict=True))
 
@@ -25,12 +26,13 @@ def speedup_chart(study: Study) -> bytes:
     """Speed-up over the single device and efficiency, by replicas, each with its range over the repeats."""
     methods = _by_method(study, lambda row: row.speedup is not None and row.name != SINGLE)
     most = max((row.replicas or 1 for rows in methods.values() for row in rows), default=1)
-    figure, (axes, below) = new_chart(3.4, "Speed-up over the single device", _speedup_caption(study), (2.4, 1))
+    title = "Speed-up over the single device"
     if most == 1:
-        below.set_axis_off()
+        figure, (axes,) = new_chart(1.5, title, "")
         say_instead(axes, "no speed-up to show: it is withheld, the single device is missing, or no run has more than "
                           "one replica")
         return to_png(figure)
+    figure, (axes, below) = new_chart(3.4, title, _speedup_caption(study), (2.4, 1))
     axes.plot([1, most], [1, most], color=FAINT, linestyle="--", linewidth=0.9, label="ideal", zorder=1)
     below.axhline(100, color=FAINT, linestyle="--", linewidth=0.9, zorder=1)
     for index, (name, rows) in enumerate(methods.items()):
@@ -83,7 +85,7 @@ def _speedup_caption(study: Study) -> str:
 
 
 def breakdown_chart(study: Study) -> bytes:
-    """The parts of a step at each number of ranks, stacked; what is not known is not drawn."""
+    """The parts of a step at each number of ranks, stacked; what is not known stays an empty frame."""
     from matplotlib.patches import Patch
 
     methods = _by_method(study, lambda row: row.parts is not None)
@@ -112,8 +114,10 @@ def breakdown_chart(study: Study) -> bytes:
     used = [name for name in PARTS if any((row.parts.by_name[name] or 0) > 0 for row in bars)]
     handles = [Patch(facecolor=PART_STYLE[name][0], hatch=PART_STYLE[name][1], edgecolor="white", label=name)
                for name in used]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, columnspacing=1.0,
-                handlelength=1.2)
+    if any(row.parts.rest is None for row in bars):
+        handles.append(Patch(**UNKNOWN_STYLE, label="not known"))
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, columnspacing=0.8,
+                handlelength=1.1)
     return to_png(figure)
 
 
@@ -123,21 +127,21 @@ def _length(row: Scaled) -> float:
 
 
 def _stack(axes: Axes, study: Study, place: float, row: Scaled, end: float) -> None:
-    left, unknown = 0.0, []
+    left = 0.0
     for name, seconds in row.parts.by_name.items():
         if seconds is None:
-            unknown.append(name)
             continue
         shade, hatch = PART_STYLE[name]
         axes.barh(place, max(0.0, seconds) * 1e3, 0.66, left=left, color=shade, hatch=hatch, edgecolor="white",
                   linewidth=0.4)
         left += max(0.0, seconds) * 1e3
     step, lost = row.parts.step * 1e3, study.lost(row)
+    if row.parts.rest is None and left < step:
+        axes.barh(place, step - left, 0.66, left=left, **UNKNOWN_STYLE)
     if row.name != SINGLE and lost:
         ideal = step * (1 - lost.total)
         axes.plot([ideal, ideal], [place - 0.42, place + 0.42], color=INK, linewidth=1.1, zorder=4)
-    text = f"{milliseconds(row.parts.step)}" + (f", not known: {', '.join(unknown[:-1])}" if unknown else "")
-    axes.text(max(left, step) + 0.015 * end, place, text, va="center", fontsize=6)
+    axes.text(max(left, step) + 0.015 * end, place, str(milliseconds(row.parts.step)), va="center", fontsize=6)
 
 
 def _breakdown_caption(study: Study, bars: list[Scaled]) -> str:
