@@ -175,7 +175,8 @@ class Study:
         batches = [figures.global_batch(scaled.runs[0]) for scaled in (row, self.single)]
         if None in batches:
             return None
-        return lost(row.parts, self.single.parts, batches[0] / batches[1] / row.replicas)
+        return lost(row.parts, self.single.parts, batches[0] / batches[1] / row.replicas,
+                    row.efficiency.median)
 
     def _row(self, name: str, ranks: int) -> Scaled:
         runs, ratios, findings = [], [], []

@@ -67,18 +67,21 @@ def median_parts(found: list[StepParts]) -> StepParts | None:
 class Lost:
     """Where efficiency went, as shares of the step: what exceeds a perfect split of the single device's step.
 
-    ``shares`` (in the order of ``PARTS``; None: not known) add up to ``total``, which is 1 - efficiency.
+    ``shares`` (in the order of ``PARTS``; None: not known) add up to ``total``, which is 1 - efficiency: the last one
+    is what the others leave, as in a step, and here also what medians of ratios and of times differ by.
     """
 
     total: float
     shares: dict[str, float | None]
 
 
-def lost(parts: StepParts, single: StepParts, work: float) -> Lost:
+def lost(parts: StepParts, single: StepParts, work: float, efficiency: float) -> Lost:
     """``work``: samples of a replica's share here / those of the single device's batch.
 
     A perfect step would take ``work`` times the single device's, each part of it alike.
     """
-    pairs = {name: (here, single.by_name[name]) for name, here in parts.by_name.items()}
+    total = 1 - efficiency
+    pairs = {name: (parts.by_name[name], single.by_name[name]) for name in PARTS[:-1]}
     shares = {name: None if None in pair else (pair[0] - work * pair[1]) / parts.step for name, pair in pairs.items()}
-    return Lost(1 - work * single.step / parts.step, shares)
+    rest = None if None in shares.values() else total - sum(shares.values())
+    return Lost(total, shares | {PARTS[-1]: rest})
