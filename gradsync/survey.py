@@ -49,7 +49,7 @@ class Survey:
         self.nproc = nproc or (self.gpus if self.gpus > 1 else DEFAULT_RANKS)
         if scaling:
             self.nproc = scaling.ranks[-1]
-        self.global_batch = config.global_batch_size or config.batch_size * self.nproc
+        self.global_batch: int | None = config.global_batch_size or config.batch_size * self.nproc
         if scaling and scaling.weak:
             self.global_batch = None
         self.config = replace(config, global_batch_size=self.global_batch)
@@ -65,7 +65,8 @@ class Survey:
             data = self.prepared[0].data if self.prepared else None
             self.prepared.append(script.prepare(launch, self.config, data))
         self.prepare_seconds = time.monotonic() - start
-        self.scaling, self.skipped = scaling, list[Line]()
+        self.scaling = scaling
+        self.skipped: list[Line] = []
         self.runs = [Planned.of(self.nproc, script, prepared)
                      for script, prepared in zip(self.scripts, self.prepared, strict=True)]
         if scaling and single:
@@ -226,7 +227,7 @@ class Survey:
     def time_line(self, measured: dict[str, Measured]) -> Line:
         seconds: dict[str, float] = {}
         for run in self.runs:
-            one = rescaled(measured.get(run.name) or measured[self.runs[-1].name], run.share)
+            one = rescaled(measured.get(run.name) or measured[self.prepared[0].name], run.share)
             # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
             startup = self.import_seconds * (1 + max(1.0, run.ranks / self.cores) if run.ranks else 1)
             estimate = estimated_seconds(one, run.plan, self.prepared[0].data, run.replicas, startup)

@@ -61,7 +61,8 @@ def test_plan_of_a_study(scaling, config, batches, rates, tmp_path, monkeypatch)
         ("baseline_ddp", 4, "ranks_4"), ("ps", 4, "ranks_4")]
     assert [line[:2] for line in plan.skipped] == [("skip", "ps")]
     assert [run.plan.learning_rate for run in plan.runs] == pytest.approx(rates)
-    assert [run.share * run.replicas for run in plan.runs] == batches
+    assert [run.share for run in plan.runs] == [-(-batch // run.replicas)
+                                                for batch, run in zip(batches, plan.runs, strict=True)]
     assert plan.threads == max(1, plan.cores // 4), "one number of threads, that of the most ranks"
 
 
