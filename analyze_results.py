@@ -24,6 +24,8 @@ from gradsync.analysis.output import render, write
 from gradsync.analysis.repeat_report import render_repeats, summary
 from gradsync.analysis.repeats import compare_repeats, find_repeats
 from gradsync.analysis.report import render_terminal
+from gradsync.analysis.scaling import compare_study, find_study
+from gradsync.analysis.scaling_report import render_study, study_summary
 from gradsync.config import OneLineParser
 from gradsync.errors import RunError, UsageError
 
@@ -43,7 +45,11 @@ def _scaled(value: float | None, unit: float) -> float | None:
 
 
 def analyse(results_dir: Path, output_dir: Path, assumed: Assumed, language: Language) -> str:
-    """Compare what is there, one set of runs or repeats of it, and write it up. Returns what to print."""
+    """Compare what is there, one set of runs, repeats of it, or a study, and write it up. Returns what to print."""
+    if points := find_study(results_dir):
+        study = compare_study(points, assumed)
+        write(output_dir, render_study(study, language))
+        return study_summary(study, language)
     folders = find_repeats(results_dir)
     if folders:
         repeats = compare_repeats(folders, assumed)

@@ -3,7 +3,7 @@
     python check_environment.py
     python check_environment.py --nproc 4 --methods all_reduce,ps --epochs 10 --data-dir ./
 
-Takes --nproc, --methods and any flag of the training scripts. It starts the ranks for real: they do an
+Takes --nproc, --methods, --scaling and any flag of the training scripts. It starts the ranks for real: they do an
 all-reduce whose result is verified, then a few steps of each method with the model, batch size and data that
 were asked for. Nothing is trained, downloaded or written.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from gradsync.config import OneLineParser, TrainConfig, add_arguments, add_method_arguments
 from gradsync.errors import UsageError
 from gradsync.requirements_check import check_files
+from gradsync.study import STUDIES, Scaling, expanded, rank_counts
 from gradsync.variants import METHODS, parse_variant_name
 
 if TYPE_CHECKING:  # importing torch takes seconds, and bad input is to be refused before
@@ -45,9 +47,10 @@ class Scope:
     nproc: int | None
     methods: tuple[tuple[str, dict[str, Any]], ...]
     repeats: int
+    scaling: Scaling | None = None
 
 
-def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
+def parse(argv: list[str]) -> tuple[TrainConfig, Scope, Path | None]:
     """(recipe, what is to be compared, file for the plan). Raises UsageError that names the flag."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
@@ -59,12 +62,26 @@ def parse(argv: list[str] | None) -> tuple[TrainConfig, Scope, Path | None]:
                             "all_reduce_overlapped_fp16, ps_pipelined, ps_async_2servers ...")
     group.add_argument("--repeats", type=whole_number("repeats", MAX_REPEATS), default=1, metavar="N",
                        help="train everything N times with other seeds, methods in rotating order (default: 1)")
+    group.add_argument("--scaling", type=lambda text: rank_counts(text, MAX_RANKS), metavar="N,N",
+                       help="a speed-up study: the single device, and each method at these numbers of ranks, with "
+                            "one global batch (strong scaling)")
+    group.add_argument("--weak", action="store_true",
+                       help="with --scaling: one batch per replica, so that the global batch grows (weak scaling)")
+    group.add_argument("--study", choices=tuple(STUDIES),
+                       help="a study by its name, that is, its flags; further ones prevail. "
+                            + "; ".join(f"{name}: {shlex.join(words)}" for name, words in STUDIES.items()))
     group.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for run_all_experiments.sh
     add_arguments(parser)
     add_method_arguments(parser, [flag for flags in METHODS.values() for flag in flags])
     flags = vars(parser.parse_args(argv))
-    scope, plan = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats")), flags.pop("plan")
+    ranks, weak, _ = flags.pop("scaling"), flags.pop("weak"), flags.pop("study")
+    scope = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats"), ranks and Scaling(ranks, weak))
+    plan = flags.pop("plan")
     config = TrainConfig(**flags)
+    if scope.scaling:
+        scope.scaling.check(config, scope.nproc)
+    elif weak:
+        raise UsageError("--weak: says how a study keeps its batch; add --scaling, such as --scaling 1,2,4")
     if config.seed + scope.repeats > 2**32:
         raise UsageError(f"--seed {config.seed}: too large for {scope.repeats} repeats, each of which takes the next")
     return config, scope, plan
@@ -116,6 +133,14 @@ def load_scripts(methods: tuple[tuple[str, dict[str, Any]], ...]) -> tuple[Scrip
     return tuple(replace(scripts[name], settings=tuple(settings.items())) for name, settings in methods)
 
 
+def single_device() -> Script:
+    """The script of a study's reference, which torchrun does not start. Imports torch."""
+    from baseline_multi_card import SingleDevice
+    from gradsync.preflight import Script
+
+    return Script("baseline_multi_card.py", SingleDevice)
+
+
 def leave(number: int, frame: FrameType | None) -> None:
     """Leave by way of every ``finally``, one of which ends the ranks."""
     for other in (signal.SIGTERM, signal.SIGINT):
@@ -125,7 +150,8 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        config, scope, plan_file = parse(argv)
+        flags = expanded(sys.argv[1:] if argv is None else argv)
+        config, scope, plan_file = parse(flags)
         lacking = check_files([ROOT / "requirements.txt"])
         if lacking:
             print(f"error: packages: {', '.join(lacking)}; ./run_all_experiments.sh sets up a .venv that has them",
@@ -135,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         start = time.process_time()
         from gradsync.survey import Survey
 
-        scripts, flags = load_scripts(scope.methods), sys.argv[1:] if argv is None else argv
-        survey = Survey(config, scope.nproc, scripts, scope.repeats, import_seconds=time.process_time() - start)
+        survey = Survey(config, scope.nproc, load_scripts(scope.methods), scope.repeats,
+                        import_seconds=time.process_time() - start, scaling=scope.scaling, single=single_device())
         if plan_file:
             plan_file.write_text(survey.plan(flags), encoding="utf-8", errors="surrogateescape")
         return survey.report(flags)

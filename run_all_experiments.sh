@@ -8,6 +8,8 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: ./run_all_experiments.sh [--nproc N] [--methods A,B] [--repeats N] [any flag of the training scripts]
+       ./run_all_experiments.sh --scaling 1,2,4 [--weak] [the same, but for --nproc]
+       ./run_all_experiments.sh --study classic [flags that shall differ]
 
 Checks this machine, trains the same model on the same data with each method under one recipe, and compares the
 results. Needs no preparation: if the active Python lacks the packages, they are installed into .venv, once.
@@ -17,6 +19,10 @@ results. Needs no preparation: if the active Python lacks the packages, they are
                    files are called: all_reduce_overlapped, baseline_ddp_fp16, ps_pipelined, ps_ssp_2servers ...
   --repeats N      train everything N times, each time with the next seed and another method first, so that drift
                    of the machine hits all alike; results go to repeat_1/, repeat_2/ ... (default: 1)
+  --scaling N,N    speed-up study: the single device, and each method at these numbers of ranks, with one global
+                   batch (strong scaling); results go to ranks_1/, ranks_2/ ...
+  --weak           with --scaling: one batch per replica, so that the global batch grows (weak scaling)
+  --study classic  speed-up study of ResNet-18 on CIFAR-10 at 224x224, global batch 512, one epoch: one device, and two
 
 Every other flag goes to each training script that knows it; `python check_environment.py --help` lists them. The
 most used:
@@ -78,7 +84,7 @@ run() {  # SCRIPT ARGUMENT...
 
 set_earlier_results_aside() {
     local path moved=() target
-    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*}; do
+    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*,ranks_*}; do
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0
@@ -90,27 +96,30 @@ set_earlier_results_aside() {
 }
 
 train_each() {
-    local repeat turn place command
+    local repeat turn place command folder title
     for ((repeat = 0; repeat < repeats; repeat++)); do
         for turn in "${!methods[@]}"; do
             place=$(((repeat + turn) % ${#methods[@]}))
             eval "command=(${commands[place]})"  # quoted by the plan
             command[0]=$repo/${command[0]}
-            if ((repeats == 1)); then
-                headline "Method $((turn + 1)) of ${#methods[@]}: ${methods[place]}"
-            else
-                headline "Repeat $((repeat + 1)) of $repeats, method $((turn + 1)) of ${#methods[@]}: ${methods[place]}"
-                # The last of a flag's values counts.
-                command+=(--output-dir="$output_dir/repeat_$((repeat + 1))" --seed=$((seed + repeat)))
+            title="Method $((turn + 1)) of ${#methods[@]}: ${methods[place]}" folder=$output_dir
+            if ((repeats > 1)); then
+                title="Repeat $((repeat + 1)) of $repeats, ${title,}" folder+=/repeat_$((repeat + 1))
+                command+=(--seed=$((seed + repeat)))  # the last of a flag's values counts
             fi
-            run launch/torchrun.py "$nproc" "${command[@]}"
+            if [[ -n ${folders[place]} ]]; then
+                title+=", ${folders[place]}" folder+=/${folders[place]}
+            fi
+            [[ $folder == "$output_dir" ]] || command+=(--output-dir="$folder")
+            headline "$title"
+            run launch/torchrun.py "${ranks[place]}" "${command[@]}"
         done
     done
 }
 
 list_files() {
     local path
-    for path in "$output_dir"/{,repeat_*/}{performance_report.txt,report*.html,results_*.json,plots/*,saved_models/*}; do
+    for path in "$output_dir"/{,repeat_*/}{,ranks_*/}{performance_report.txt,report*.html,results_*.json,plots/*,saved_models/*}; do
         [[ -f $path ]] && printf '%9s  %s\n' "$(numfmt --to=iec --suffix=B "$(stat -Lc %s -- "$path")")" "$path"
     done
     return 0

@@ -21,6 +21,7 @@ METHOD_CHOICES = {
     "transfer": ("per-parameter", "flat", "pipelined"),
     "mode": ("sync", "async", "ssp"),
 }
+LR_SCALINGS = ("off", "batch", "replicas")
 BUCKET_MB, DDP_BUCKET_MB = 4, 25  # MiB; DDP's is torch's default
 METHOD_NUMBERS = ("bucket_mb", "powersgd_rank", "chunk_mb", "num_servers", "staleness")
 
@@ -45,7 +46,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     lr_schedule: str = "cosine"
-    scale_lr: bool = False
+    scale_lr: str = "off"
     amp: str = "off"
     channels_last: bool = False
     compile: bool = False
@@ -73,12 +74,15 @@ class TrainConfig:
             )
         return size
 
-    def base_learning_rate(self, global_batch: int) -> float:
-        """``--lr``, or with ``--scale-lr`` that times global batch / ``--batch-size``.
+    def base_learning_rate(self, global_batch: int, num_replicas: int = 1) -> float:
+        """``--lr``; with ``--scale-lr batch`` times global batch / ``--batch-size``; with ``replicas`` times those.
 
-        The linear scaling rule of Goyal et al. 2017 (arXiv:1706.02677): k times the batch, k times the rate.
+        batch is the linear scaling rule of Goyal et al. 2017 (arXiv:1706.02677): k times the batch, k times the
+        rate. They give each replica a batch of its own, so k is also the number of replicas, and many scripts
+        multiply by that. Where the global batch stays as it is, that is no longer their rule but another recipe.
         """
-        return self.lr * (global_batch / self.batch_size if self.scale_lr else 1.0)
+        factors = {"off": 1.0, "batch": global_batch / self.batch_size, "replicas": float(num_replicas)}
+        return self.lr * factors[self.scale_lr]
 
     def recipe_flags(self) -> dict[str, Any]:
         """The flags that must be equal for two runs to be comparable."""
@@ -101,21 +105,24 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is, and at which rate it starts. The same for every method and number of replicas."""
+    """How long a run is, and at which rate it starts. The same for every method with the same global batch.
+
+    Unless ``--scale-lr replicas`` asks for a rate that depends on the number of replicas.
+    """
 
     epoch_lengths: tuple[int, ...]  # steps
     learning_rate: float
     schedule: str
 
     @staticmethod
-    def of(config: TrainConfig, train_samples: int, global_batch: int) -> Plan:
+    def of(config: TrainConfig, train_samples: int, global_batch: int, num_replicas: int = 1) -> Plan:
         """``--max-steps`` ends the run, in the middle of an epoch where it must."""
         per_epoch = -(-train_samples // global_batch)
         total = config.epochs * per_epoch
         if config.max_steps is not None:
             total = min(total, config.max_steps)
         lengths = tuple(min(per_epoch, total - done) for done in range(0, total, per_epoch))
-        return Plan(lengths, config.base_learning_rate(global_batch), config.lr_schedule)
+        return Plan(lengths, config.base_learning_rate(global_batch, num_replicas), config.lr_schedule)
 
     @property
     def total_steps(self) -> int:
@@ -187,8 +194,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="(default: %(default)s)")
     group.add_argument("--lr-schedule", choices=("constant", "step", "cosine"), default=default.lr_schedule,
                        help="over all steps of the run; step: x0.1 at 50%% and 75%% (default: %(default)s)")
-    group.add_argument("--scale-lr", action="store_true",
-                       help="linear scaling rule: multiply the rate by global batch / --batch-size")
+    group.add_argument("--scale-lr", nargs="?", choices=LR_SCALINGS, const="batch", default=default.scale_lr,
+                       help="batch (or no word): the linear scaling rule, multiply the rate by global batch / "
+                            "--batch-size; replicas: multiply it by the number of replicas, whatever the batch "
+                            "(default: %(default)s)")
     group.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=default.seed, metavar="N",
                        help="of weights, data order and augmentation (default: %(default)s)")
 

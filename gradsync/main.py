@@ -121,7 +121,7 @@ class Prepared:
         # Every rank starts from weights of its own; what makes them equal is the method's initial
         # synchronisation, and leaving that out is seen at once. Rank 0's are those of every method.
         self.model = self.build_model(name)
-        self.plan = Plan.of(config, info.train_samples, self.global_batch)
+        self.plan = Plan.of(config, info.train_samples, self.global_batch, num_replicas)
         per_epoch = min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch)
         if smallest_share(per_epoch, self.global_batch, num_replicas) == 1:
             check_normalisation(self.model, info)

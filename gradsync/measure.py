@@ -135,6 +135,15 @@ def endless(data: ReplicaData, plan: Plan) -> Iterator[Batch]:
         yield from data.train_batches()
 
 
+def rescaled(measured: Measured, share: int) -> Measured:
+    """What another share of a global batch would take: computing in proportion, synchronising as long as it did."""
+    scale = share / measured.full_share
+    local = measured.local_step_seconds * scale
+    synchronising = max(0.0, measured.step_seconds - measured.local_step_seconds)
+    return replace(measured, step_seconds=local + synchronising, local_step_seconds=local, full_share=share,
+                   evaluation_seconds=measured.evaluation_seconds * scale)
+
+
 def estimated_seconds(measured: Measured, plan: Plan, data: ImageData, num_replicas: int, startup: float) -> float:
     """Seconds of a method's whole run: start-up, probe, all steps, an evaluation after each epoch."""
     probe_round = measured.step_seconds + measured.local_step_seconds

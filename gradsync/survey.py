@@ -20,12 +20,15 @@ from gradsync.config import TrainConfig
 from gradsync.data import smallest_share
 from gradsync.distributed import Launch
 from gradsync.main import Prepared
-from gradsync.measure import Measured, estimated_seconds
+from gradsync.measure import Measured, estimated_seconds, rescaled
 from gradsync.preflight import Request, Script, run_ranks
+from gradsync.study import Planned, Scaling
 
 DEFAULT_RANKS = 4  # where there are no GPUs to count
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "tqdm", "pydantic", "jinja2")
-OWN_FLAGS = ("--nproc", "--methods", "--repeats", "--plan")  # of the comparison, not of a training script
+# Of the comparison, not of a training script: with a value, and without one.
+OWN_FLAGS = ("--nproc", "--methods", "--repeats", "--scaling", "--plan")
+OWN_SWITCHES = ("--weak",)
 RANKS_SECONDS = 180.0  # more than the ranks' own time limits, for those that hang where no limit reaches
 
 Line = tuple[str, str, str]  # (ok, warn, fail or skip; what; detail)
@@ -34,15 +37,21 @@ Line = tuple[str, str, str]  # (ok, warn, fail or skip; what; detail)
 class Survey:
     """What was asked for, checked, and what this machine has for it. Raises UsageError for bad input.
 
-    Every method gets the same global batch: ``--global-batch-size``, or else ``--batch-size`` x ranks.
+    Every method gets the same global batch: ``--global-batch-size``, or else ``--batch-size`` x ranks, which in a
+    study are the most that it asks for; only ``--weak`` gives every replica the same batch instead. The threads of
+    each rank are decided once, for the most ranks: a single device with more of them would be no reference.
     """
 
     def __init__(self, config: TrainConfig, nproc: int | None, scripts: Sequence[Script], repeats: int,
-                 import_seconds: float) -> None:
+                 import_seconds: float, scaling: Scaling | None = None, single: Script | None = None) -> None:
         self.gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         # One GPU makes no comparison, so the ranks share it, as they share a CPU.
         self.nproc = nproc or (self.gpus if self.gpus > 1 else DEFAULT_RANKS)
-        self.global_batch = config.global_batch_size or config.batch_size * self.nproc
+        if scaling:
+            self.nproc = scaling.ranks[-1]
+        self.global_batch: int | None = config.global_batch_size or config.batch_size * self.nproc
+        if scaling and scaling.weak:
+            self.global_batch = None
         self.config = replace(config, global_batch_size=self.global_batch)
         self.scripts, self.repeats = tuple(scripts), repeats
         self.cores = len(os.sched_getaffinity(0))
@@ -56,32 +65,54 @@ class Survey:
             data = self.prepared[0].data if self.prepared else None
             self.prepared.append(script.prepare(launch, self.config, data))
         self.prepare_seconds = time.monotonic() - start
+        self.scaling = scaling
+        self.skipped: list[Line] = []
+        self.runs = [Planned.of(self.nproc, script, prepared)
+                     for script, prepared in zip(self.scripts, self.prepared, strict=True)]
+        if scaling and single:
+            self.runs = list(self.study_runs(scaling, single))
+
+    def study_runs(self, scaling: Scaling, single: Script) -> Iterator[Planned]:
+        """The single device, then each method at each number of ranks; notes where those are too few."""
+        data = self.prepared[0].data
+        yield Planned.of(0, single, single.prepare(Launch(), self.config, data), "ranks_1")
+        for ranks in scaling.ranks:
+            launch = Launch(0, ranks, 0, ranks, by_torchrun=True)
+            for script, widest in zip(self.scripts, self.prepared, strict=True):
+                if ranks > widest.num_servers:
+                    yield Planned.of(ranks, script, script.prepare(launch, self.config, data), f"ranks_{ranks}")
+                else:
+                    reason = f"not at {ranks} rank(s): {widest.num_servers} would serve and none compute"
+                    self.skipped.append(("skip", widest.name, reason))
 
     def plan(self, flags: Sequence[str]) -> str:
         """What run_all_experiments.sh reads, in its own language: bash variables, every value quoted.
 
-        ``commands`` holds a script and its flags for each method, quoted once more to be one word.
+        ``commands`` holds a script and its flags for each run, quoted once more to be one word; ``ranks`` are 0 where
+        torchrun is not to start it, and ``folders``, below the output directory, are empty where it needs none.
         """
-        commands = (shlex.join([script.file, *self.training_flags(flags, prepared)])
-                    for script, prepared in zip(self.scripts, self.prepared, strict=True))
+        commands = (shlex.join([run.file, *self.training_flags(flags, run)]) for run in self.runs)
         values: dict[str, str | Iterable[str]] = {
-            "nproc": str(self.nproc), "threads": str(self.threads), "repeats": str(self.repeats),
-            "seed": str(self.config.seed), "output_dir": self.config.output_dir,
-            "methods": [prepared.name for prepared in self.prepared], "commands": commands,
+            "threads": str(self.threads), "repeats": str(self.repeats), "seed": str(self.config.seed),
+            "output_dir": self.config.output_dir, "methods": [run.name for run in self.runs],
+            "ranks": [str(run.ranks) for run in self.runs], "folders": [run.folder for run in self.runs],
+            "commands": commands,
         }
         return "".join(
             f"{name}={shlex.quote(value)}\n" if isinstance(value, str) else f"{name}=({shlex.join(value)})\n"
             for name, value in values.items())
 
-    def training_flags(self, flags: Sequence[str], prepared: Prepared) -> list[str]:
+    def training_flags(self, flags: Sequence[str], prepared: Prepared | Planned) -> list[str]:
         """The user's flags as one training script gets them: those it knows, its variant, the one global batch."""
-        ours = variants.METHODS[prepared.method.name]
+        ours = variants.METHODS.get(prepared.method.name, ())
         others = [spelled(flag) for known in variants.METHODS.values() for flag in known if flag not in ours]
         chosen = variants.settings(prepared.method.name, prepared.config)
         asked = variants.settings(prepared.method.name, self.config)
         differing = [(spelled(flag), str(value)) for flag, value in chosen.items() if value != asked[flag]]
-        return [*without((*OWN_FLAGS, *others, "--global-batch-size"), flags),
-                *(word for pair in differing for word in pair), "--global-batch-size", str(self.global_batch)]
+        kept = without((*OWN_FLAGS, *others, "--global-batch-size"), flags)
+        batch = [] if self.global_batch is None else ["--global-batch-size", str(self.global_batch)]
+        return [*(word for word in kept if word not in OWN_SWITCHES), *(word for pair in differing for word in pair),
+                *batch]
 
     def report(self, flags: Sequence[str]) -> int:
         """Print all findings as they come; returns the exit code."""
@@ -104,6 +135,7 @@ class Survey:
         yield self.gpu_line()
         yield self.cpu_line()
         yield from self.recipe_lines()
+        yield from self.study_lines()
         yield self.disk_line()
         yield from self.rank_lines()
 
@@ -134,19 +166,32 @@ class Survey:
         yield status, "data set", f"{data.info.name}, {sizes}, {data.info.num_classes} classes, {shape}{note}"
         yield "ok", "model", (f"{model.name}, {model.parameters:,} parameters, "
                               f"{model.gradient_bytes / 1e6:.2f} MB of gradients in {model.tensors} tensors")
-        shares = [smallest_share(first.results.samples_per_epoch, self.global_batch, p.results.num_replicas)
+        shares = [smallest_share(first.results.samples_per_epoch, p.global_batch, p.results.num_replicas)
                   for p in self.prepared]
-        recipe = (f"global batch {self.global_batch} for each method, {len(first.plan.epoch_lengths)} epoch(s) of "
+        batch = (f"batch {self.config.batch_size} for each replica" if self.global_batch is None else
+                 f"global batch {self.global_batch} for each method")
+        recipe = (f"{batch}, {len(first.plan.epoch_lengths)} epoch(s) of "
                   f"{first.plan.epoch_lengths[0]} steps, learning rate {first.plan.learning_rate:g}")
-        if data.info.train_samples < self.global_batch:
+        if data.info.train_samples < first.global_batch:
             yield "warn", "recipe", f"{recipe}: an epoch is one short step, --global-batch-size exceeds the data set"
         else:
             yield "ok", "recipe", recipe + (", some shares of one sample" if min(shares) == 1 else "")
 
+    def study_lines(self) -> Iterator[Line]:
+        if self.scaling is None:
+            return
+        ranks = ", ".join(map(str, self.scaling.ranks))
+        kept = "one batch per replica" if self.scaling.weak else "one global batch"
+        rates = dict.fromkeys(f"{run.plan.learning_rate:g}" for run in self.runs)
+        yield "ok", "study", (f"{'weak' if self.scaling.weak else 'strong'} scaling ({kept}): the single device, and "
+                              f"each method at {ranks} ranks, {self.threads} thread(s) each everywhere; learning rate "
+                              f"{', '.join(rates)}")
+        yield from self.skipped
+
     def disk_line(self) -> Line:
         """Room for the best model of each method, twice while one is replaced, and 50 MB for all the rest."""
         weights = sum(tensor.nbytes for tensor in self.prepared[0].model.state_dict().values())
-        needed = 2 * weights * len(self.scripts) * self.repeats + 50_000_000
+        needed = 2 * weights * len(self.runs) * self.repeats + 50_000_000
         directory = Path(self.config.output_dir)
         free = shutil.disk_usage(directory).free
         detail = f"{free / 1e9:.1f} GB free in {directory.resolve()}, about {needed / 1e9:.2f} GB needed"
@@ -180,14 +225,17 @@ class Survey:
         return f"not tried: it needs two ranks with a GPU each; found {self.gpus} GPU(s), {self.nproc} rank(s)"
 
     def time_line(self, measured: dict[str, Measured]) -> Line:
-        # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
-        startup = self.import_seconds * (1 + max(1.0, self.nproc / self.cores))
-        seconds = {
-            p.name: estimated_seconds(measured[p.name], p.plan, p.data, p.results.num_replicas, startup)
-            for p in self.prepared
-        }
+        seconds: dict[str, float] = {}
+        for run in self.runs:
+            one = rescaled(measured.get(run.name) or measured[self.prepared[0].name], run.share)
+            # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
+            startup = self.import_seconds * (1 + max(1.0, run.ranks / self.cores) if run.ranks else 1)
+            estimate = estimated_seconds(one, run.plan, self.prepared[0].data, run.replicas, startup)
+            seconds[run.name] = seconds.get(run.name, 0.0) + estimate
         each = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
-        count = "1 method" if len(seconds) == 1 else f"{len(seconds)} methods"
+        count = f"{len(seconds)} method{'s'[: len(seconds) > 1]}"
+        if self.scaling:
+            count += f" in {len(self.runs)} runs"
         if self.repeats > 1:
             count += f", {self.repeats} times"
         steps = min(one.steps for one in measured.values())

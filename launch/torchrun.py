@@ -1,6 +1,7 @@
 """torchrun for run_all_experiments.sh: ``python launch/torchrun.py NPROC SCRIPT [ARG ...]``, on this host only.
 
-As ``torchrun --standalone --nproc_per_node=NPROC``, with what an unattended script needs besides:
+As ``torchrun --standalone --nproc_per_node=NPROC``, with what an unattended script needs besides (NPROC 0 starts the
+script without torchrun, on a single device, and only the last two points are left):
 
 - the exit code is that of the rank that failed first (torchrun's own is 1 for every failure);
 - no trace or table where a rank has already said what is wrong, one line where a signal silenced it;
@@ -26,6 +27,8 @@ def main(nproc: str, script: str, arguments: list[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it was gone before we asked
         return 128 + signal.SIGTERM
+    if nproc == "0":
+        os.execv(sys.executable, [sys.executable, script, *arguments])  # still ends with the script
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -13,7 +13,7 @@ from jinja2 import Environment, nodes
 from sample_results import TIMES, older, sample, trained_losses, write
 
 import analyze_results
-from gradsync.analysis import breakdown, checks_set, layout
+from gradsync.analysis import breakdown, checks_scaling, checks_set, layout, step_parts
 from gradsync.analysis.audit import CHECKS
 from gradsync.analysis.comparison import compare
 from gradsync.analysis.finding import SEVERITY
@@ -27,7 +27,8 @@ CHINESE = LANGUAGES["zh"]
 SECTIONS = ("flag", "data set", "model")
 LISTINGS = (", ", " and ", ", and ", "; ", " ")
 # Texts that a list of words holds and `term` shows.
-WORDS = {*SEVERITY, *CHECKS, *breakdown.SEGMENTS, *checks_set.OUR_KEYS, *SECTIONS, *LISTINGS}
+WORDS = {*SEVERITY, *CHECKS, *checks_scaling.CHECKS, *breakdown.SEGMENTS, *step_parts.PARTS, *checks_set.OUR_KEYS,
+         *SECTIONS, *LISTINGS}
 
 
 def in_code(path: Path) -> Iterator[str]:

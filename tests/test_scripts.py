@@ -33,8 +33,8 @@ flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
 folder, repeats = flags.get('--output-dir', '.'), flags.get('--repeats', '1')
 commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"]) for file in ('one.py', 'two.py'))
 open(flags['--plan'], 'w').write(
-    f'nproc=3\\nthreads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\n'
-    f'methods=(first second)\\ncommands=({commands})\\n')
+    f'threads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\nmethods=(first second)\\n'
+    f"{os.environ.get('STUDY', 'ranks=(3 3) folders=(\'\' \'\')')}\\ncommands=({commands})\\n")
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
@@ -203,6 +203,36 @@ def test_repeats_rotate_the_methods_and_record_their_seeds(copy: Path, here: Pat
     folders = [[word for word in call if word.startswith("--output-dir")][-1] for call in trained]
     assert folders == [f"--output-dir=out/repeat_{number}" for number in (1, 1, 2, 2, 3, 3)]
     assert not any(word.startswith("--repeats") for call in trained for word in call)
+
+
+def test_a_study_runs_each_point_in_its_folder_and_its_repeats_interleaved(copy: Path, here: Path) -> None:
+    study = "ranks=(0 2) folders=(ranks_1 ranks_2)"
+    assert run_all(copy, here, "--output-dir=out", "--repeats=2", STUDY=study).returncode == 0
+    trained = [call for call in calls(here) if call[0] == "torchrun.py"]
+    places = [(call[1], Path(call[2]).name, call[-1].removeprefix("--output-dir=")) for call in trained]
+    assert places == [
+        ("0", "one.py", "out/repeat_1/ranks_1"), ("2", "two.py", "out/repeat_1/ranks_2"),
+        ("2", "two.py", "out/repeat_2/ranks_2"), ("0", "one.py", "out/repeat_2/ranks_1"),
+    ]
+    assert [call[-2] for call in trained] == ["--seed=7"] * 2 + ["--seed=8"] * 2
+
+
+def test_an_earlier_study_is_moved_not_mixed_with_the_new_one(copy: Path, here: Path) -> None:
+    (here / "out" / "ranks_8").mkdir(parents=True)
+    assert run_all(copy, here, "--output-dir=out", STUDY="ranks=(0 2) folders=(ranks_1 ranks_2)").returncode == 0
+    (stamp,) = (here / "out" / "previous_results").iterdir()
+    assert os.listdir(stamp) == ["ranks_8"]
+    assert [call[-1] for call in calls(here)[1:3]] == ["--output-dir=out/ranks_1", "--output-dir=out/ranks_2"]
+
+
+def test_launcher_of_a_single_device_is_replaced_by_its_script(tmp_path: Path) -> None:
+    script = tmp_path / "one device.py"
+    script.write_text("import ctypes, os, sys\nsignal = ctypes.c_int()\n"
+                      "ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG\n"
+                      "print(sys.argv[1:], 'RANK' in os.environ, signal.value)\nsys.exit(3)\n")
+    done = subprocess.run([sys.executable, TOP / "launch" / "torchrun.py", "0", script, "a b"], capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (3, f"['a b'] False {signal.SIGTERM.value}\n")
 
 
 @pytest.mark.parametrize(("environment", "code", "started"), [

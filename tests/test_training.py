@@ -65,9 +65,13 @@ def test_plan(flags, lengths):
     assert Plan.of(parse_config(flags, None), 4000, 256).epoch_lengths == lengths
 
 
-def test_linear_scaling_rule():
-    config = parse_config(["--lr", "0.01", "--scale-lr", "--batch-size", "64"], None)
-    assert config.base_learning_rate(256) == pytest.approx(0.04)
+@pytest.mark.parametrize(("flags", "rate"), [
+    ([], 0.01), (["--scale-lr"], 0.04), (["--scale-lr", "batch"], 0.04), (["--scale-lr", "replicas"], 0.02),
+])
+def test_linear_scaling_rule(flags, rate):
+    config = parse_config(["--lr", "0.01", "--batch-size", "64", *flags], None)
+    assert config.base_learning_rate(256, num_replicas=2) == pytest.approx(rate)
+    assert Plan.of(config, 4000, 256, 2).learning_rate == pytest.approx(rate)
 
 
 def test_launch_without_torchrun_is_a_group_of_one():

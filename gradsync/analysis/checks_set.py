@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradsync.analysis import figures
@@ -17,7 +17,8 @@ from gradsync.analysis.words import count, number
 OF_THE_GROUP = frozenset({"world_size", "threads_per_rank", "num_hosts", "ranks_per_host", "backend", "transport"})
 # What is compared beside the keys of the files, whose names are nobody's to translate.
 OUR_KEYS = ("learning rate at the end of each epoch", "global batch", "optimizer steps", "number of epochs",
-            "evaluated samples", "validation transforms", "initial parameters")
+            "evaluated samples", "validation transforms", "initial parameters", "learning rate / global batch",
+            "learning rate / replicas", "threads per rank")
 SAME_FIRST_LOSS = 1e-4  # relative: same weights, same batch, float32
 OTHER_WEIGHTS = 0.25  # relative: no batch of an untrained network is so far from another
 
@@ -25,8 +26,8 @@ OTHER_WEIGHTS = 0.25  # relative: no batch of an untrained network is so far fro
 def recipe(runs: Sequence[Run]) -> list[Finding]:
     """Recipe, data set and model are equal; every differing key is a finding of its own."""
     runs = figures.without_repeats(runs)
-    found = _differences("recipe", [(run, _recipe(run)) for run in runs], msg("the runs trained differently"),
-                         msg("run all methods with the same flags"))
+    found = differences("recipe", [(run, recipe_facts(run)) for run in runs], msg("the runs trained differently"),
+                        msg("run all methods with the same flags"))
     unknown = [run.name for run in runs if run.results.recipe is None]
     if unknown:
         found.append(Finding("recipe", "not known", COMPARISON,
@@ -35,9 +36,10 @@ def recipe(runs: Sequence[Run]) -> list[Finding]:
     return found or [Finding("recipe", "pass", COMPARISON, text)]
 
 
-def _recipe(run: Run) -> dict[str, Any]:
+def recipe_facts(run: Run) -> dict[str, Any]:
+    """Recipe, data set and model of a run, each fact once."""
     results, facts = run.results, figures.recipe(run) or {}
-    sections = {"dataset": _dump(results.dataset), "model": _dump(results.model)}
+    sections = {"dataset": dump(results.dataset), "model": dump(results.model)}
     # What the recipe says once more would only be listed twice.
     further = {f"{title}.{key}": value for title, section in sections.items() for key, value in section.items()
                if value is not None and value not in (facts.get(key), facts.get(title))}
@@ -48,8 +50,8 @@ def _recipe(run: Run) -> dict[str, Any]:
 def environment(runs: Sequence[Run]) -> list[Finding]:
     """The same machine, versions and number of ranks; a single device is exempt from what concerns the group."""
     facts = [(run, _environment(run)) for run in runs]
-    found = _differences("environment", facts, msg("a difference in speed may be one of hardware or versions"),
-                         msg("run all methods on the same machine in one go"))
+    found = differences("environment", facts, msg("a difference in speed may be one of hardware or versions"),
+                        msg("run all methods on the same machine in one go"))
     unknown = [run.name for run in runs if run.results.environment is None]
     if unknown:
         found.append(Finding("environment", "not known", COMPARISON,
@@ -59,7 +61,7 @@ def environment(runs: Sequence[Run]) -> list[Finding]:
 
 
 def _environment(run: Run) -> dict[str, Any]:
-    facts = _dump(run.results.environment)
+    facts = dump(run.results.environment)
     facts["devices"] = sorted(set(facts.get("devices", []))) or None
     facts["world_size"] = run.results.world_size
     return {key: value for key, value in facts.items()
@@ -74,9 +76,9 @@ def updates(runs: Sequence[Run]) -> list[Finding]:
     facts = [(run, {"global batch": figures.global_batch(run), "optimizer steps": figures.total_steps(run),
                     "number of epochs": len(run.results.epochs)}) for run in runs]
     facts = [(run, {key: value for key, value in values.items() if value}) for run, values in facts]
-    found = _differences("updates", facts, msg("the runs made other updates, so neither speed nor a curve per epoch "
-                                               "compares"),
-                         msg("give all runs the same --global-batch-size and --epochs"))
+    found = differences("updates", facts, msg("the runs made other updates, so neither speed nor a curve per epoch "
+                                              "compares"),
+                        msg("give all runs the same --global-batch-size and --epochs"))
     unknown = [run.name for run, values in facts if len(values) < 3]
     if unknown:
         found.append(Finding("updates", "not known", COMPARISON,
@@ -89,8 +91,8 @@ def updates(runs: Sequence[Run]) -> list[Finding]:
 def evaluation(runs: Sequence[Run]) -> list[Finding]:
     """All runs are evaluated on equally many samples, seen through the same transforms."""
     facts = [(run, {key: value for key, value in _evaluation(run).items() if value}) for run in runs]
-    return _differences("evaluation", facts, msg("the runs are not evaluated on the same data"),
-                        msg("do not compare their accuracies; evaluate the saved models alike"))
+    return differences("evaluation", facts, msg("the runs are not evaluated on the same data"),
+                       msg("do not compare their accuracies; evaluate the saved models alike"))
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
@@ -106,8 +108,8 @@ def start(runs: Sequence[Run]) -> list[Finding]:
              for run in runs if run.results.initial_fingerprints]
     if len(known) < 2:
         return [_first_losses(runs)]
-    found = _differences("start", known, msg("the runs did not start from the same parameters"),
-                         msg("use the same --seed, --model and --weights"))
+    found = differences("start", known, msg("the runs did not start from the same parameters"),
+                        msg("use the same --seed, --model and --weights"))
     text = msg("{count} runs started from the same parameters", count=len(known))
     return found or [Finding("start", "pass", COMPARISON, text)]
 
@@ -137,14 +139,15 @@ def _first_losses(runs: Sequence[Run]) -> Finding:
     return Finding("start", "not known", COMPARISON, clauses([text, unproven]))
 
 
-def _differences(check: str, facts: list[tuple[Run, dict[str, Any]]], cause: Text, action: Text) -> list[Finding]:
-    """One finding for each key whose known values differ, with values and files."""
+def differences(check: str, facts: list[tuple[Run, dict[str, Any]]], cause: Text, action: Text,
+                called: Callable[[Run], str] = lambda run: run.file) -> list[Finding]:
+    """One finding for each key whose known values differ, with values and files, as ``called`` names them."""
     found = []
     for key in sorted({key for _, values in facts for key in values}):
         files: dict[str, list[str]] = {}
         for run, values in facts:
             if key in values:
-                files.setdefault(_shown(values[key]), []).append(run.file)
+                files.setdefault(_shown(values[key]), []).append(called(run))
         if len(files) > 1:
             parts = [msg("{value} in {files}", value=shortened(value, 120), files=joined(names))
                      for value, names in files.items()]
@@ -157,5 +160,5 @@ def _shown(value: Any) -> str:
     return printable(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
-def _dump(section: Any) -> dict[str, Any]:
+def dump(section: Any) -> dict[str, Any]:
     return section.model_dump() if section is not None else {}

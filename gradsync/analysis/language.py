@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradsync.analysis import zh, zh_page
+from gradsync.analysis import zh, zh_page, zh_scaling
 from gradsync.analysis.message import ENGLISH, Language
 
-LANGUAGES = {language.code: language for language in (ENGLISH, Language("zh", zh.CATALOGUE | zh_page.CATALOGUE))}
+CHINESE = zh.CATALOGUE | zh_page.CATALOGUE | zh_scaling.CATALOGUE
+LANGUAGES = {language.code: language for language in (ENGLISH, Language("zh", CHINESE))}
