@@ -17,6 +17,8 @@ results. Needs no preparation: if the active Python lacks the packages, they are
                    files are called: all_reduce_overlapped, baseline_ddp_fp16, ps_pipelined, ps_ssp_2servers ...
   --repeats N      train everything N times, each time with the next seed and another method first, so that drift
                    of the machine hits all alike; results go to repeat_1/, repeat_2/ ... (default: 1)
+  --resume         go on where an interrupted run with the same flags stopped: what has finished is kept, and the
+                   method that was interrupted continues from its last checkpoint
 
 Every other flag goes to each training script that knows it; `python check_environment.py --help` lists them. The
 most used:
@@ -26,7 +28,7 @@ most used:
   --data-dir DIR         images in DIR/train and DIR/val; without any, an embedded data set is used
   --output-dir DIR       for results_*.json, performance_report.txt, plots/ and saved_models/ (default: .)
 
-Results that are in the output directory already are moved to previous_results/ there. PYTHON=/path/to/python3
+Without --resume, results that are in the output directory already are moved to previous_results/ there. PYTHON=/path/to/python3
 chooses the interpreter, OMP_NUM_THREADS the CPU threads of each rank.
 
 Exit codes: 0 done, 1 a step failed, 2 refused input, 130 or 143 interrupted.
@@ -55,7 +57,8 @@ main() {
     source "$scratch/plan"
     rm -rf -- "$scratch"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
-    set_earlier_results_aside
+    ((resume)) || set_earlier_results_aside
+    advise_to_resume "$@"
     train_each
     headline "Comparing"
     run analyze_results.py --results-dir="$output_dir" --output-dir="$output_dir"
@@ -72,13 +75,21 @@ run() {  # SCRIPT ARGUMENT...
     local status=0
     supervise "$PYTHON" "$repo/$1" "${@:2}" || status=$?
     ((status == 0)) && return
-    ((status == 2)) || printf 'Stopped here, with exit code %s; no later step was started.\n' "$status" >&2
+    ((status == 2)) || printf 'Stopped here, with exit code %s; no later step was started.\n%s' "$status" \
+        "${advice:+$advice$'\n'}" >&2
     exit "$status"
+}
+
+# From here on there is something to go on from.
+advise_to_resume() {  # ARGUMENT...
+    ((resume)) || set -- "$@" --resume
+    advice="To go on from here: $(printf '%q ' "$0" "$@")"
+    advice=${advice% }
 }
 
 set_earlier_results_aside() {
     local path moved=() target
-    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*}; do
+    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,checkpoints,repeat_*}; do
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0

@@ -66,7 +66,7 @@ class Survey:
                     for script, prepared in zip(self.scripts, self.prepared, strict=True))
         values: dict[str, str | Iterable[str]] = {
             "nproc": str(self.nproc), "threads": str(self.threads), "repeats": str(self.repeats),
-            "seed": str(self.config.seed), "output_dir": self.config.output_dir,
+            "resume": str(int(self.config.resume)), "seed": str(self.config.seed), "output_dir": self.config.output_dir,
             "methods": [prepared.name for prepared in self.prepared], "commands": commands,
         }
         return "".join(

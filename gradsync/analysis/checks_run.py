@@ -107,6 +107,24 @@ def staleness(run: Run) -> list[Finding]:
     return [Finding("staleness", "pass", run.name, text)]
 
 
+def resumed(run: Run) -> list[Finding]:
+    """A run that was taken up from a checkpoint says where, which must be a place that it has."""
+    if not run.results.resumed_at:
+        return []
+    steps = {epoch.epoch: epoch.steps for epoch in run.results.epochs}
+    places = enumerated([msg("epoch {epoch} after step {step}", epoch=stop.epoch, step=stop.step)
+                         for stop in run.results.resumed_at])
+    text = msg("taken up from a checkpoint in {places}", places=places)
+    last = max(steps, default=0)
+    if any(not 1 <= stop.epoch <= last + 1 or (stop.step and stop.step >= (steps.get(stop.epoch) or 0))
+           for stop in run.results.resumed_at):
+        return [Finding("resumed", "invalid", run.name, text, msg("the run has no such place"),
+                        msg("the file was put together from several runs; run it again"))]
+    return [Finding("resumed", "note", run.name, text,
+                    msg("the run was interrupted; its times are sums over several processes"),
+                    msg("where speed matters, run it again undisturbed"))]
+
+
 def evaluation(run: Run) -> list[Finding]:
     """Each epoch evaluates the whole validation set, every sample once."""
     data = run.results.dataset
