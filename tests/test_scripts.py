@@ -222,8 +222,8 @@ def test_stops_at_the_first_failure(environment: dict[str, str], code: int, star
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_method_and_the_script(number: signal.Signals, code: int, copy: Path, here: Path) -> None:
-    process = subprocess.Popen([copy / "run_all_experiments.sh", "--output-dir=it's out"], cwd=here, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([copy / "run_all_experiments.sh", "--output-dir=it's out"], cwd=here,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHON": sys.executable, "TRAIN_SECONDS": "30"})
     give_up = time.monotonic() + 20
     while not (here / "started").exists() and time.monotonic() < give_up:
