@@ -125,9 +125,10 @@ class Checkpoints:
         """Load the checkpoint, if there is one, into ``trainer``; returns the rest of what was saved, or {}."""
         if self.saved is None:
             return {}
-        trainer.module.load_state_dict(self.saved.state["module"])
-        trainer.load_state_dict(self.saved.state["trainer"])
-        return self.saved.state["rest"]
+        state = self.saved.state  # taken out, so that the run does not carry a second model around
+        trainer.module.load_state_dict(state.pop("module"))
+        trainer.load_state_dict(state.pop("trainer"))
+        return state.pop("rest")
 
     def restore_random_state(self) -> None:
         """Set torch's generators to where the checkpoint has them, if there is one."""

@@ -177,8 +177,10 @@ class Prepared:
 
     def note_checkpoint(self) -> None:
         if self.saved:
-            say(f"Resuming from the checkpoint in {self.checkpoint_folder}: next is epoch "
-                f"{self.saved.position.epoch}, step {self.saved.position.step + 1}")
+            reached = self.saved.position
+            left = (f"next is epoch {reached.epoch}, step {reached.step + 1}"
+                    if reached.epoch <= len(self.plan.epoch_lengths) else "all epochs are done")
+            say(f"Resuming from the checkpoint in {self.checkpoint_folder}: {left}")
         elif self.config.resume:
             say(f"Note: no checkpoint in {self.checkpoint_folder}: starting from the beginning")
         elif (self.checkpoint_folder / MANIFEST).exists():

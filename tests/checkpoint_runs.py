@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import multiprocessing
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,11 +20,11 @@ from torch import nn
 import all_reduce_train
 import baseline_multi_card
 import ps_train
-from gradsync import checkpoint, main, probe, training
+from gradsync import main, probe, training
 from gradsync.checkpoint import Checkpoints
 from gradsync.data import GlobalBatchSampler
 from gradsync.distributed import Launch
-from gradsync.method import Tally, Updater
+from gradsync.method import Tally
 from gradsync.results import read_results
 
 METHODS = {"baseline_ddp": (baseline_multi_card.Baseline, None), "all_reduce": (all_reduce_train.AllReduce, None),
@@ -147,7 +148,7 @@ def plant(fault: str | None) -> Iterator[None]:
         yield
 
 
-_restore, _set_epoch, _load_updater = Checkpoints.restore, GlobalBatchSampler.set_epoch, Updater.load_state_dict
+_restore, _set_epoch = Checkpoints.restore, GlobalBatchSampler.set_epoch
 
 
 def _restore_without(*lost: str):
@@ -161,22 +162,23 @@ def _restore_without(*lost: str):
     return restore
 
 
-def _load_without(part: str):
-    def load_state_dict(self: Updater, state: dict[str, Any]) -> None:
-        _load_updater(self, {**state, part: getattr(self, part).state_dict()})
+def _restore_with_fresh(part: str):
+    def restore(self: Checkpoints, trainer: Any) -> dict[str, Any]:
+        fresh = deepcopy(trainer.state_dict()[part])
+        rest = _restore(self, trainer)
+        trainer.load_state_dict({**trainer.state_dict(), part: fresh})
+        return rest
 
-    return load_state_dict
+    return restore
 
 
 # What goes wrong in the processes that resume.
 FAULTS = {
-    "momentum lost": (Updater, "load_state_dict", _load_without("optimizer")),
-    "schedule starts anew": (Updater, "load_state_dict", _load_without("schedule")),
+    "momentum lost": (Checkpoints, "restore", _restore_with_fresh("optimizer")),
+    "schedule starts anew": (Checkpoints, "restore", _restore_with_fresh("schedule")),
     "data order off by one": (GlobalBatchSampler, "set_epoch", lambda self, epoch, steps=None, first=0: _set_epoch(
         self, epoch, steps, max(0, first - 1))),
     "random state lost": (Checkpoints, "restore_random_state", lambda self: None),
     "best model lost": (Checkpoints, "restore", _restore_without("best")),
     "running statistics lost": (Checkpoints, "restore", _restore_without("buffers")),
-    "checkpoint ignored, results kept": (checkpoint.Checkpoints, "restore", lambda self, trainer: _restore_without()(
-        self, trainer) and {"best": {}}),
 }

@@ -24,7 +24,7 @@ from gradsync import checkpoint, main, probe
 from gradsync.checkpoint import MANIFEST, Checkpoints, DataPosition, digest, signed
 from gradsync.config import Plan
 from gradsync.method import Tally
-from gradsync.results import ServerEpoch, read_results
+from gradsync.results import RunResults, ServerEpoch, read_results
 from gradsync.segments import merged
 
 TOP = Path(__file__).resolve().parent.parent
@@ -287,7 +287,7 @@ def test_a_crash_while_writing_leaves_one_whole_checkpoint(crash, interrupted, i
     def crashing_write(path: Path, data: bytes) -> None:
         writes.append(path)
         if len(writes) == {"before the rank's file": 1, "before the manifest": 2}.get(crash):
-            (path.parent / f".{path.name}.x.tmp").write_bytes(data[:10])
+            (path.parent / f".{path.name}.x.gradsync.tmp").write_bytes(data[:10])
             raise Killed
         write(path, data)
 
@@ -357,6 +357,17 @@ def test_ranks_that_find_different_checkpoints_do_not_train():
     assert all("rank 1 and rank 0 do not find the same checkpoint in nowhere" in message for message in messages)
 
 
+def test_files_that_the_recorder_cannot_see_make_no_checkpoint(tmp_path, capsys):
+    ctx = mock.Mock(is_recorder=True, rank=0, device=torch.device("cpu"))
+    checkpoints = Checkpoints(ctx, Plan((4,), 0.1, "constant"), tmp_path, every=1)
+    ctx.gather_records.side_effect = lambda record: [record, record]  # rank 1's own file is on another host
+    with mock.patch.object(dist, "barrier"):
+        checkpoints.save(DataPosition(1, 2), mock.Mock(**{"module.state_dict.return_value": {},
+                                                          "state_dict.return_value": {}}), {}, RunResults(method="ps"))
+    assert "the files of rank 1 are not in" in capsys.readouterr().out
+    assert not (tmp_path / MANIFEST).exists()
+
+
 KILL_ONCE = """
 import os, sys
 sys.path.insert(0, {top!r})
@@ -385,6 +396,8 @@ def test_torchrun_survives_a_killed_worker_by_itself(name, tmp_path):
     script, arguments = SCRIPTS[name]
     (tmp_path / "script.py").write_text(KILL_ONCE.format(top=str(TOP), script=script, arguments=arguments))
     flags = ["--max-steps", "6", "--global-batch-size", "8", "--checkpoint-every", "3", "--resume"]
+    if name == "baseline_ddp":
+        flags += ["--model", "resnet18"]  # several buckets, whose order must be the same in a new process
     outcomes = []
     for _ in range(2):  # the first run is killed, the second finds that this has been done
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
