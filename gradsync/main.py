@@ -30,7 +30,7 @@ from gradsync.files import remove_stale_temporaries, write_bytes_atomically
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
 from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Environment, Resumption, RunResults, write_results
-from gradsync.resume import find_checkpoint, has_finished
+from gradsync.resume import changes, find_checkpoint, has_finished
 from gradsync.screen import say, show_header
 from gradsync.training import Server, serve, train
 
@@ -150,7 +150,10 @@ class Prepared:
         config = self.config
         self.results.start_time = self.results.start_time or datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.num_servers, config.timeout) as ctx:
-            self.results.environment = describe_environment(ctx)
+            environment = describe_environment(ctx)
+            if self.saved:
+                self.results.resumed_at[-1].changed = changes(self.results.environment, environment)
+            self.results.environment = environment
             checkpoints = Checkpoints(ctx, self.plan, self.checkpoint_folder, config.checkpoint_every, self.saved)
             checkpoints.agree()
             if ctx.is_recorder:
@@ -181,6 +184,8 @@ class Prepared:
             left = (f"next is epoch {reached.epoch}, step {reached.step + 1}"
                     if reached.epoch <= len(self.plan.epoch_lengths) else "all epochs are done")
             say(f"Resuming from the checkpoint in {self.checkpoint_folder}: {left}")
+            for change in self.results.resumed_at[-1].changed:
+                say(f"Note: another environment than the checkpoint's: {change}")
         elif self.config.resume:
             say(f"Note: no checkpoint in {self.checkpoint_folder}: starting from the beginning")
         elif (self.checkpoint_folder / MANIFEST).exists():

@@ -141,6 +141,7 @@ class Resumption(Section):
 
     epoch: Count
     step: Count
+    changed: list[str] = []  # what of the environment had become another one, in words
 
 
 class CheckpointWriting(Section):

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from gradsync.checkpoint import MANIFEST, FileRecord, Manifest, Saved, digest, rank_file, signed
 from gradsync.distributed import Launch
 from gradsync.errors import UsageError
-from gradsync.results import MAX_BYTES, RunResults, read_results
+from gradsync.results import MAX_BYTES, Environment, RunResults, read_results
 
+# What decides how fast a run is, and how its sums are rounded.
+ENVIRONMENT = ("torch", "device", "backend", "threads_per_rank", "num_hosts", "transport")
 FROM_THE_BEGINNING = "leave out --resume to start from the beginning"
 
 
@@ -57,6 +59,12 @@ def differences(there: RunResults, now: RunResults) -> list[str]:
     before, after = _identity(there), _identity(now)
     return [f"{key}: {_shown(before, key)} there, {_shown(after, key)} now"
             for key in {**after, **before} if before.get(key) != after.get(key)]
+
+
+def changes(there: Environment | None, now: Environment) -> list[str]:
+    """What a run that goes on finds changed around it. It may go on, but not bit for bit, nor at the same speed."""
+    return [f"{key}: {getattr(there, key)} before, {getattr(now, key)} now" for key in ENVIRONMENT
+            if there is not None and getattr(there, key) != getattr(now, key)]
 
 
 def _identity(results: RunResults) -> dict[str, Any]:

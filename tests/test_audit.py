@@ -402,6 +402,13 @@ def test_a_resumed_run_is_noted_and_ranked_unless_it_cannot_be(stops, verdict, t
     assert ("ps" in {run.name for run in comparison.ranking}) == (verdict != "invalid")
 
 
+def test_a_run_resumed_in_another_environment_is_suspect(tmp_path):
+    runs = three()
+    runs["ps"]["resumed_at"] = [{"epoch": 2, "step": 1, "changed": ["torch: 2.11.0 before, 2.15.0 now"]}]
+    finding = only(compared(tmp_path, *runs.values()), "resumed")
+    assert finding.verdict == "suspect" and "2.15.0 now" in str(finding.figures)
+
+
 # The certificate.
 
 

@@ -310,6 +310,14 @@ def test_a_crash_while_writing_leaves_one_whole_checkpoint(crash, interrupted, i
     assert not Path("out/checkpoints").exists()
 
 
+def test_another_environment_is_noted(interrupted, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert small_run("--resume") == 0
+    assert "Note: another environment than the checkpoint's: torch: " in capsys.readouterr().out
+    (stop,) = read_results(Path("out/results_all_reduce.json")).resumed_at
+    assert len(stop.changed) == 1 and stop.changed[0].endswith("9.9 now")
+
+
 def test_without_resume_a_run_starts_anew_and_says_so(interrupted, interrupted_run, capsys):
     assert small_run() == 0
     assert "--resume would go on from there" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradsync.analysis import figures
 from gradsync.analysis.finding import Finding
 from gradsync.analysis.load import Run
-from gradsync.analysis.message import clauses, enumerated, msg
+from gradsync.analysis.message import clauses, enumerated, msg, printable
 from gradsync.analysis.words import count, number, percent
 from gradsync.results import Summary, summarise
 
@@ -120,6 +120,11 @@ def resumed(run: Run) -> list[Finding]:
            for stop in run.results.resumed_at):
         return [Finding("resumed", "invalid", run.name, text, msg("the run has no such place"),
                         msg("the file was put together from several runs; run it again"))]
+    changed = [change for stop in run.results.resumed_at for change in stop.changed]
+    if changed:
+        return [Finding("resumed", "suspect", run.name, clauses([text, *map(printable, changed)]),
+                        msg("its parts ran in different environments"),
+                        msg("run it again in one environment"))]
     return [Finding("resumed", "note", run.name, text,
                     msg("the run was interrupted; its times are sums over several processes"),
                     msg("where speed matters, run it again undisturbed"))]

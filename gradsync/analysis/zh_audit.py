@@ -205,6 +205,8 @@ RUN = {
         "在 {updates} 次更新中，梯度平均滞后 {mean} 次更新，最多 {most} 次",
     "epoch {epoch} after step {step}": "第 {epoch} 轮第 {step} 步之后",
     "taken up from a checkpoint in {places}": "从检查点继续：{places}",
+    "its parts ran in different environments": "它的各部分运行在不同的环境中",
+    "run it again in one environment": "请在同一环境中重新运行",
     "the run has no such place": "该运行没有这样的位置",
     "the file was put together from several runs; run it again": "文件由多次运行拼凑而成；请重新运行",
     "the run was interrupted; its times are sums over several processes": "运行曾中断；其时间是多个进程之和",
