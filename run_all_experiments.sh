@@ -23,6 +23,8 @@ results. Needs no preparation: if the active Python lacks the packages, they are
                    batch (strong scaling); results go to ranks_1/, ranks_2/ ...
   --weak           with --scaling: one batch per replica, so that the global batch grows (weak scaling)
   --study classic  speed-up study of ResNet-18 on CIFAR-10 at 224x224, global batch 512, one epoch: one device, and two
+  --resume         go on where an interrupted run with the same flags stopped: what has finished is kept, and the
+                   method that was interrupted continues from its last checkpoint
 
 Every other flag goes to each training script that knows it; `python check_environment.py --help` lists them. The
 most used:
@@ -32,7 +34,7 @@ most used:
   --data-dir DIR         images in DIR/train and DIR/val; without any, an embedded data set is used
   --output-dir DIR       for results_*.json, performance_report.txt, plots/ and saved_models/ (default: .)
 
-Results that are in the output directory already are moved to previous_results/ there. PYTHON=/path/to/python3
+Without --resume, results that are in the output directory already are moved to previous_results/ there. PYTHON=/path/to/python3
 chooses the interpreter, OMP_NUM_THREADS the CPU threads of each rank.
 
 Exit codes: 0 done, 1 a step failed, 2 refused input, 130 or 143 interrupted.
@@ -61,7 +63,8 @@ main() {
     source "$scratch/plan"
     rm -rf -- "$scratch"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
-    set_earlier_results_aside
+    ((resume)) || set_earlier_results_aside
+    advise_to_resume "$@"
     train_each
     headline "Comparing"
     run analyze_results.py --results-dir="$output_dir" --output-dir="$output_dir"
@@ -78,13 +81,22 @@ run() {  # SCRIPT ARGUMENT...
     local status=0
     supervise "$PYTHON" "$repo/$1" "${@:2}" || status=$?
     ((status == 0)) && return
-    ((status == 2)) || printf 'Stopped here, with exit code %s; no later step was started.\n' "$status" >&2
+    ((status == 2)) || printf 'Stopped here, with exit code %s; no later step was started.\n%s' "$status" \
+        "${advice:+$advice$'\n'}" >&2
     exit "$status"
+}
+
+# From here on there is something to go on from.
+advise_to_resume() {  # ARGUMENT...
+    ((resume)) || set -- "$@" --resume
+    advice="To go on from here: $(printf '%q ' "$0" "$@")"
+    advice=${advice% }
 }
 
 set_earlier_results_aside() {
     local path moved=() target
-    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,saved_models,repeat_*,ranks_*}; do
+    for path in "$output_dir"/{results_*.json,performance_report.txt,report*.html,plots,profiles} \
+        "$output_dir"/{saved_models,checkpoints,repeat_*,ranks_*}; do
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0

@@ -27,13 +27,15 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from baseline_multi_card import NO_BUFFER_SYNC, Baseline
-from gradsync.config import OneLineParser, TrainConfig, add_arguments
+from gradsync.checkpoint import Checkpoints
+from gradsync.config import OneLineParser, Plan, TrainConfig, add_arguments
 from gradsync.data import ReplicaData
 from gradsync.distributed import process_group, read_launch
 from gradsync.errors import UsageError
+from gradsync.files import write_text_atomically
 from gradsync.main import Prepared, place, replica_data
 from gradsync.method import Method
-from gradsync.results import RunResults, write_text_atomically
+from gradsync.results import RunResults
 from gradsync.timing import synchronize
 from gradsync.training import train_epoch
 
@@ -50,13 +52,14 @@ def bare_epoch(network: DistributedDataParallel, optimizer: torch.optim.Optimize
 def measure(method: Method, bare: DistributedDataParallel, data: ReplicaData, rounds: int) -> list[tuple[float, float]]:
     """(shared, bare) seconds per step of each round, on the slowest replica. The first round warms up."""
     ctx, config = method.ctx, method.config
+    none = Checkpoints(ctx, Plan((), config.lr, config.lr_schedule))
     optimizer = torch.optim.SGD(bare.parameters(), lr=config.lr, momentum=config.momentum,
                                 weight_decay=config.weight_decay)
     times = []
     for number in range(rounds + 1):
         data.sampler.set_epoch(number)
         loops = {
-            "shared": lambda number=number: train_epoch(method, data, number, RunResults(method=method.name)),
+            "shared": lambda number=number: train_epoch(method, data, number, RunResults(method=method.name), none, {}),
             "bare": lambda: bare_epoch(bare, optimizer, data),
         }
         seconds = {}

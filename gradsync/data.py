@@ -46,15 +46,16 @@ class GlobalBatchSampler:
                  seed: int) -> None:
         self.num_samples, self.global_batch_size, self.seed = num_samples, global_batch_size, seed
         self.num_replicas, self.replica_rank = num_replicas, replica_rank
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.steps = self.full_epoch = -(-num_samples // global_batch_size)
 
-    def set_epoch(self, epoch: int, steps: int | None = None) -> None:
-        """Choose the permutation, and how many of its global batches to use (default: all)."""
+    def set_epoch(self, epoch: int, steps: int | None = None, first: int = 0) -> None:
+        """Choose the permutation, how many of its global batches to use (default: all) and with which to begin."""
         self.epoch, self.steps = epoch, self.full_epoch if steps is None else min(steps, self.full_epoch)
+        self.first = first
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps - self.first
 
     def share(self, step: int) -> tuple[int, int]:
         """(samples of this replica, samples of the global batch) at ``step`` of the epoch."""
@@ -64,7 +65,7 @@ class GlobalBatchSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples).tolist()
-        for step in range(self.steps):
+        for step in range(self.first, self.steps):
             batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
             start, stop = share_bounds(len(batch), self.num_replicas, self.replica_rank)
             yield [(self.epoch, index) for index in (batch[start:stop] or batch[:1])]
@@ -104,7 +105,7 @@ class ReplicaData:
 
     def train_batches(self) -> Iterator[Batch]:
         """The batches of the epoch that the sampler was set to. Time spent in ``next`` is data wait."""
-        for step, (images, labels) in enumerate(self._train_loader):
+        for step, (images, labels) in enumerate(self._train_loader, start=self.sampler.first):
             yield self._batch(images, labels, *self.sampler.share(step))
 
     def val_batches(self) -> Iterator[Batch]:
@@ -126,6 +127,7 @@ def _loader(dataset: Any, sampler: Any, workers: int, device: torch.device) -> D
         collate_fn=_as_fetched if fetches_batches else default_collate,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # each iteration draws a seed, which must not move the model's random numbers
     )
 
 

@@ -20,22 +20,17 @@ import torchvision
 from torch import nn
 
 from gradsync import variants
+from gradsync.checkpoint import MANIFEST, Checkpoints, Saved
 from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import ReplicaData, smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
 from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group, read_launch
 from gradsync.errors import JobError, RunError, UsageError
+from gradsync.files import remove_stale_temporaries, write_bytes_atomically
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
-from gradsync.results import (
-    SCHEMA_VERSION,
-    TIME_FORMAT,
-    Environment,
-    RunResults,
-    remove_stale_temporaries,
-    write_bytes_atomically,
-    write_results,
-)
+from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Environment, Resumption, RunResults, write_results
+from gradsync.resume import changes, find_checkpoint, has_finished
 from gradsync.screen import say, show_header
 from gradsync.training import Server, serve, train
 
@@ -72,6 +67,10 @@ def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
             leave_the_word_to_another()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    if prepared.has_finished:
+        if launch.rank == prepared.num_servers:
+            say(f"Already finished: {prepared.path}")
+        return 0
     try:
         prepared.run()
     except Exception as error:  # whatever it is, the results file and the one line must say so
@@ -128,6 +127,8 @@ class Prepared:
         self.output_dir = Path(config.output_dir)
         check_writable(self.output_dir)
         self.results = self.results_so_far(name, per_epoch)
+        self.saved = self.take_up() if config.resume else None
+        self.has_finished = config.resume and not self.saved and has_finished(self.path, self.results)
 
     def choose_backend(self) -> tuple[str, torch.device]:
         return choose_backend(self.config.backend, self.launch)
@@ -163,25 +164,40 @@ class Prepared:
             "optimizer": "sgd", "loss": "cross_entropy",
         }
 
+    def take_up(self) -> Saved | None:
+        """What ``--resume`` goes on from, with the results so far. Raises UsageError as ``gradsync.resume`` does."""
+        saved = find_checkpoint(self.checkpoint_folder, self.results, self.launch)
+        if saved:
+            self.results = saved.manifest.results
+            self.results.resumed_at.append(Resumption(epoch=saved.position.epoch, step=saved.position.step))
+        return saved
+
     def run(self) -> None:
         """Train and, on the recorder, write the results and the best model."""
         config = self.config
-        self.results.start_time = datetime.now().strftime(TIME_FORMAT)
+        self.results.start_time = self.results.start_time or datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.num_servers, config.timeout) as ctx:
-            self.results.environment = describe_environment(ctx)
+            environment = describe_environment(ctx)
+            if self.saved:
+                self.results.resumed_at[-1].changed = changes(self.results.environment, environment)
+            self.results.environment = environment
+            checkpoints = Checkpoints(ctx, self.plan, self.checkpoint_folder, config.checkpoint_every, self.saved)
+            checkpoints.agree()
             if ctx.is_recorder:
                 show_header(self.results, ctx, self.plan, self.data.note)
                 self.note_short_batch()
+                self.note_checkpoint()
             module = place(self.model, config, ctx)
             if ctx.is_server:
                 assert self.server is not None
-                serve(self.server(module, config, ctx, self.plan), self.plan)
+                serve(self.server(module, config, ctx, self.plan), self.plan, checkpoints)
                 return
             data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
             method = self.method(module, config, ctx, self.plan)
-            best = train(method, data, self.plan, self.results)
+            best = train(method, data, self.plan, self.results, checkpoints)
             if ctx.is_recorder:
                 self.write(best)
+                checkpoints.remove()
 
     def note_short_batch(self) -> None:
         samples = self.data.info.train_samples
@@ -189,17 +205,39 @@ class Prepared:
             say(f"Note: {samples} training samples are fewer than one global batch of {self.global_batch}: "
                 "each epoch is one short step")
 
+    def note_checkpoint(self) -> None:
+        if self.saved:
+            reached = self.saved.position
+            left = (f"next is epoch {reached.epoch}, step {reached.step + 1}"
+                    if reached.epoch <= len(self.plan.epoch_lengths) else "all epochs are done")
+            say(f"Resuming from the checkpoint in {self.checkpoint_folder}: {left}")
+            for change in self.results.resumed_at[-1].changed:
+                say(f"Note: another environment than the checkpoint's: {change}")
+        elif self.config.resume:
+            say(f"Note: no checkpoint in {self.checkpoint_folder}: starting from the beginning")
+        elif (self.checkpoint_folder / MANIFEST).exists():
+            say(f"Note: {self.checkpoint_folder} holds the checkpoint of a run that did not finish; this one starts "
+                "from the beginning and will replace it. --resume would go on from there")
+
     def write(self, best: dict[str, torch.Tensor]) -> None:
         """Replace an earlier run's results and best model, now that this one has succeeded."""
         self.results.end_time = datetime.now().strftime(TIME_FORMAT)
         buffer = io.BytesIO()
         torch.save(best, buffer)
         model_path = self.output_dir / "saved_models" / f"{self.name}_best.pth"
-        write_bytes_atomically(model_path, buffer.getvalue())
-        write_results(self.path, self.results)
+        try:
+            write_bytes_atomically(model_path, buffer.getbuffer())
+            write_results(self.path, self.results)
+        except OSError as error:
+            raise RunError(f"{error.filename}: cannot be written ({error.strerror}); what was there is as it was, and "
+                           "--resume writes it again without training") from error
         self.failed_path.unlink(missing_ok=True)
         say(f"Best validation accuracy: {self.results.best_accuracy:.2f}%")
         say(f"Results: {self.path}, best model: {model_path}")
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.output_dir / "checkpoints" / self.name
 
     @property
     def path(self) -> Path:
@@ -233,7 +271,8 @@ def check_writable(directory: Path) -> None:
     """Create the output directory. Raises UsageError where that, or writing into it, is not possible."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(directory)
+        for folder in (directory, directory / "saved_models"):
+            remove_stale_temporaries(folder)
     except OSError as error:
         raise UsageError(f"--output-dir {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK | os.X_OK):

@@ -42,6 +42,15 @@ class Tally:
         self.shares.append(batch.num_samples)
         self.global_batches.append(batch.global_samples)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "correct": self.correct, "shares": self.shares,
+                "global_batches": self.global_batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses.copy_(state["losses"])
+        self.correct.copy_(state["correct"])
+        self.shares, self.global_batches = state["shares"], state["global_batches"]
+
     @property
     def steps(self) -> int:
         return len(self.shares)

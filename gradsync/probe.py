@@ -41,13 +41,13 @@ def discarded(trainer: Stateful) -> Iterator[None]:
     trainer.load_state_dict(other_state)
 
 
-def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
+def warm_up_and_probe(method: Method, batch: Batch, probing: bool = True) -> Probe | None:
     """Exposed communication = step time minus the time of the same step without synchronisation.
 
     After the warm-up, rounds of one synchronised and one local step in turn, on one real batch, each from a
     common start and timed to the end of the device's work; a round's figure is the mean over replicas. The
     synchronised step ends when the replica holds the updated parameters, for every method alike. A method that does not
-    synchronise is warmed up only.
+    synchronise is warmed up only, and so is one that is not ``probing`` (because an earlier part of the run has).
     """
     ctx = method.ctx
 
@@ -68,7 +68,7 @@ def warm_up_and_probe(method: Method, batch: Batch) -> Probe | None:
             seconds(synchronised)
             seconds(lambda: method.local_step(batch))
         begin = time.perf_counter()
-        while method.synchronises and len(synced) < MAX_ROUNDS:
+        while probing and method.synchronises and len(synced) < MAX_ROUNDS:
             synced.append(seconds(synchronised))
             local.append(seconds(lambda: method.local_step(batch)))
             # All replicas must agree on the number of rounds, so the slowest one's watch decides.

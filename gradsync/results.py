@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradsync.errors import UsageError
+from gradsync.files import write_text_atomically
 
 SCHEMA_VERSION = 1
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -141,6 +139,22 @@ class Communication(Section):
     server_messages_per_step: float | None = None
 
 
+class Resumption(Section):
+    """Where a run was taken up from a checkpoint: after so many steps of that epoch."""
+
+    epoch: Count
+    step: Count
+    changed: list[str] = []  # what of the environment had become another one, in words
+
+
+class CheckpointWriting(Section):
+    """What the run's checkpoints took, all of it outside the epochs' clocks."""
+
+    written: Count
+    seconds: Seconds  # in total
+    bytes: Count  # of the last one, over all ranks
+
+
 class RunResults(Section):
     """Everything one run leaves behind; also a failed one, with ``status`` and ``error``."""
 
@@ -176,6 +190,8 @@ class RunResults(Section):
     communication: Communication | None = None
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
     parameter_sketch: list[float] | None = None  # of replica 0, before step 1
+    checkpoints: CheckpointWriting | None = None
+    resumed_at: list[Resumption] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -214,39 +230,6 @@ def summarise(epochs: list[EpochResults]) -> Summary:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` wholly or not at all."""
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` wholly or not at all; raises OSError, and then leaves no temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def remove_stale_temporaries(directory: Path) -> None:
-    """Remove what a crash between writing and renaming has left of earlier results.
-
-    Another run may be writing into the same directory just now, so only files older than an hour are stale.
-    """
-    for leftover in directory.glob(".results_*.json.*.tmp"):
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
 
 
 def write_results(path: Path, results: RunResults) -> None:

@@ -87,7 +87,8 @@ class Progress:
         # A log file, or a terminal that has no size, gets one line at the end instead of a bar drawn over itself.
         self._live = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         self._bar = tqdm(
-            total=len(tally.losses), desc=f"{role} Train Phase", ascii=" #", disable=not ctx.is_recorder,
+            total=len(tally.losses), initial=tally.steps, desc=f"{role} Train Phase", ascii=" #",
+            disable=not ctx.is_recorder,
             bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {postfix[0]}", postfix=self._text,
             mininterval=REFRESH_SECONDS, file=sys.stderr if self._live else io.StringIO(),
         )
@@ -95,7 +96,12 @@ class Progress:
         self._copy = torch.zeros(2, dtype=torch.float64, pin_memory=self._on_gpu)  # mean loss, correct
         self._arrival: torch.cuda.Event | None = None
         self._samples_at_copy = 0
-        self._start = self._last = time.perf_counter()
+        self.start(0.0)
+
+    def start(self, seconds: float) -> None:
+        """The clock starts, after ``seconds`` in earlier parts of the epoch."""
+        self._last = time.perf_counter()
+        self._start = self._last - seconds
 
     def update(self) -> None:
         if self._bar.disable:

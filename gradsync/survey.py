@@ -93,10 +93,10 @@ class Survey:
         """
         commands = (shlex.join([run.file, *self.training_flags(flags, run)]) for run in self.runs)
         values: dict[str, str | Iterable[str]] = {
-            "threads": str(self.threads), "repeats": str(self.repeats), "seed": str(self.config.seed),
-            "output_dir": self.config.output_dir, "methods": [run.name for run in self.runs],
-            "ranks": [str(run.ranks) for run in self.runs], "folders": [run.folder for run in self.runs],
-            "commands": commands,
+            "threads": str(self.threads), "repeats": str(self.repeats), "resume": str(int(self.config.resume)),
+            "seed": str(self.config.seed), "output_dir": self.config.output_dir,
+            "methods": [run.name for run in self.runs], "ranks": [str(run.ranks) for run in self.runs],
+            "folders": [run.folder for run in self.runs], "commands": commands,
         }
         return "".join(
             f"{name}={shlex.quote(value)}\n" if isinstance(value, str) else f"{name}=({shlex.join(value)})\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gradsync.checkpoint import Checkpoints, DataPosition
 from gradsync.config import Plan
 from gradsync.data import Batch, ReplicaData
 from gradsync.distributed import ReplicaContext
@@ -21,32 +23,28 @@ from gradsync.models import average_buffers, parameter_fingerprint, parameter_sk
 from gradsync.probe import Stateful, discarded, warm_up_and_probe
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
 from gradsync.screen import Progress, say, show_epoch, show_probe
+from gradsync.segments import EpochRecord, merged
 from gradsync.timing import synchronize
 
 
-def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) -> dict[str, torch.Tensor]:
+def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults,
+          checkpoints: Checkpoints | None = None) -> dict[str, torch.Tensor]:
     """Train this replica through the plan and fill ``results``, alike on all replicas.
 
+    Goes on from the checkpoint that ``checkpoints`` has found, if any; ``results`` are then those that came with it.
     Returns the state dict (on the CPU) of the epoch with the best validation accuracy; empty except on the
     recorder. Raises JobError where ranks disagree on their parameters or a loss is not finite.
     """
-    ctx = method.ctx
-    fingerprints = agreed_fingerprints(ctx, method.module, "before the first step")
-    results.probe = warm_up_and_probe(method, first_batch(data))
-    method.end_epoch()
-    results.initial_fingerprints = agreed_fingerprints(ctx, method.module, "after the discarded warm-up")
-    if results.initial_fingerprints != fingerprints:
-        raise JobError("the discarded warm-up has changed the parameters")
-    results.parameter_sketch = parameter_sketch(method.module)
+    ctx, checkpoints = method.ctx, checkpoints or Checkpoints(method.ctx, plan)
+    rest = {"best": {}, **checkpoints.restore(method)}
+    warm_up(method, data, results, resumed=checkpoints.saved is not None)
     torch.manual_seed(method.config.seed + 1 + ctx.rank)  # for dropout: each replica draws its own
-    if ctx.is_recorder:
-        show_probe(results)
-    best: dict[str, torch.Tensor] = {}
-    for number, steps in enumerate(plan.epoch_lengths, start=1):
+    checkpoints.restore_random_state()
+    for number in range(checkpoints.start.epoch, len(plan.epoch_lengths) + 1):
         if ctx.is_recorder:
             say(f"Epoch [{number}/{len(plan.epoch_lengths)}]")
-        data.sampler.set_epoch(number, steps)
-        epoch, record = train_epoch(method, data, number, results)
+        data.sampler.set_epoch(number, plan.epoch_lengths[number - 1], checkpoints.first_step(number))
+        epoch, record = train_epoch(method, data, number, results, checkpoints, rest)
         epoch.learning_rate = plan.learning_rate_at(sum(plan.epoch_lengths[:number]) - 1)
         epoch.parameter_sketch = parameter_sketch(method.module)
         average_buffers(method.module, ctx)
@@ -56,58 +54,103 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
         if results.best_accuracy is None or epoch.val_accuracy > results.best_accuracy:
             results.best_accuracy = epoch.val_accuracy
             if ctx.is_recorder:
-                best = {name: tensor.detach().cpu().clone() for name, tensor in method.module.state_dict().items()}
+                state = method.module.state_dict()
+                rest["best"] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         if ctx.is_recorder:
             show_epoch(epoch)
+        if checkpoints.due_after(number):
+            checkpoints.save(DataPosition(number + 1), method, rest, results)
     results.summary = summarise(results.epochs)
-    return best
+    return rest["best"]
 
 
-def train_epoch(method: Method, data: ReplicaData, number: int,
-                results: RunResults) -> tuple[EpochResults, dict[str, Any]]:
-    """One epoch's training part. Appends to ``results.all_losses``; returns the epoch and this rank's record.
+def warm_up(method: Method, data: ReplicaData, results: RunResults, resumed: bool) -> None:
+    """The discarded steps before the first measured one; a resumed run has its probe already.
 
-    The clock runs from a common start until the slowest replica holds the epoch's last parameters.
+    Raises JobError where ranks do not start from the same parameters, or the steps leave a trace in them.
+    """
+    ctx = method.ctx
+    fingerprints = agreed_fingerprints(ctx, method.module, "before the first step")
+    probe = warm_up_and_probe(method, first_batch(data), probing=not resumed)
+    method.end_epoch()
+    if agreed_fingerprints(ctx, method.module, "after the discarded warm-up") != fingerprints:
+        raise JobError("the discarded warm-up has changed the parameters")
+    if resumed:
+        return
+    results.probe, results.initial_fingerprints = probe, fingerprints
+    results.parameter_sketch = parameter_sketch(method.module)
+    if ctx.is_recorder:
+        show_probe(results)
+
+
+def train_epoch(method: Method, data: ReplicaData, number: int, results: RunResults, checkpoints: Checkpoints,
+                rest: dict[str, Any]) -> tuple[EpochResults, dict[str, Any]]:
+    """One epoch's training part, in segments that end where a checkpoint is due.
+
+    Appends to ``results.all_losses``; returns the epoch and this rank's record. ``rest`` is what else goes into a
+    checkpoint; the beginning of an interrupted epoch comes with it.
+    """
+    ctx = method.ctx
+    so_far = EpochRecord(data.sampler.steps, ctx.device)
+    if "epoch" in rest:
+        so_far.load_state_dict(rest.pop("epoch"))
+    first = so_far.tally.steps
+    progress = Progress(ctx, so_far.tally)
+    batches = data.train_batches()
+    for stop in [*checkpoints.within(number), data.sampler.steps]:
+        train_segment(method, itertools.islice(batches, stop - so_far.tally.steps), so_far, progress)
+        check_losses(ctx, so_far.tally, number)
+        if stop < data.sampler.steps:
+            checkpoints.save(DataPosition(number, stop), method, {**rest, "epoch": so_far.state_dict()}, results)
+    progress.close()
+
+    step_losses, correct = reduce_tally(ctx, so_far.tally)
+    results.all_losses += step_losses
+    record = {
+        "phases": so_far.phases, "fingerprint": parameter_fingerprint(method.module),
+        "bytes_per_step": method.bytes_per_step(so_far.tally.steps - first),
+        "messages_per_step": method.messages_per_step(so_far.tally.steps - first),
+    }
+    method.traffic.take()
+    return epoch_results(method, number, so_far, step_losses, correct), record
+
+
+def train_segment(method: Method, batches: Iterable[Batch], so_far: EpochRecord, progress: Progress) -> None:
+    """The steps of one segment.
+
+    The clock runs from a common start until the slowest replica holds the segment's last parameters.
     """
     ctx, clock = method.ctx, method.clock
-    tally = Tally(data.sampler.steps, ctx.device)
     ctx.barrier()
     synchronize(ctx.device)
-    progress = Progress(ctx, tally)
+    progress.start(so_far.seconds)
     clock.start_epoch()
     start = time.perf_counter()
-    for batch in clock.steps(data.train_batches()):
-        tally.add(method.step(batch), batch)
+    for batch in clock.steps(batches):
+        so_far.tally.add(method.step(batch), batch)
         progress.update()
     method.refresh_parameters()
     synchronize(ctx.device)
     ctx.barrier()
-    train_time = time.perf_counter() - start
-    phases, step_times = clock.finish_epoch()
-    progress.close()
+    so_far.add(time.perf_counter() - start, *clock.finish_epoch())
     method.end_epoch()
 
-    check_losses(ctx, tally, number)
-    step_losses, correct = reduce_tally(ctx, tally)
-    results.all_losses += step_losses
-    samples, steps = tally.global_samples, tally.steps
-    weighted = sum(loss * size for loss, size in zip(step_losses, tally.global_batches, strict=True))
-    communication = [phases.get(name, 0.0) / steps for name in method.synchronisation_phases]
+
+def epoch_results(method: Method, number: int, so_far: EpochRecord, step_losses: list[float],
+                  correct: int) -> EpochResults:
+    """What is known of an epoch once it is trained through, and before it is evaluated."""
+    samples, steps, seconds = so_far.tally.global_samples, so_far.tally.steps, so_far.seconds
+    weighted = sum(loss * size for loss, size in zip(step_losses, so_far.tally.global_batches, strict=True))
+    communication = [so_far.phases.get(name, 0.0) / steps for name in method.synchronisation_phases]
     by_name = dict(zip(method.synchronisation_phases, communication, strict=True))
-    epoch = EpochResults(
+    return EpochResults(
         epoch=number, steps=steps, samples=samples,
         train_loss=weighted / samples, train_accuracy=100 * correct / samples,
-        train_time=train_time, train_throughput=samples / train_time, avg_batch_time=train_time / steps,
+        train_time=seconds, train_throughput=samples / seconds, avg_batch_time=seconds / steps,
         avg_comm_time=sum(communication) if communication else None,
         avg_comm_time_pull=by_name.get("pull"), avg_comm_time_push=by_name.get("push"),
-        step_times=step_times,
+        step_times=so_far.step_times,
     )
-    record = {
-        "phases": phases, "fingerprint": parameter_fingerprint(method.module),
-        "bytes_per_step": method.bytes_per_step(steps), "messages_per_step": method.messages_per_step(steps),
-    }
-    method.traffic.take()
-    return epoch, record
 
 
 def reduce_tally(ctx: ReplicaContext, tally: Tally) -> tuple[list[float], int]:
@@ -217,13 +260,23 @@ class Server(Stateful, Protocol):
         ...
 
 
-def serve(server: Server, plan: Plan) -> None:
+def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None) -> None:
     """The server's counterpart of ``train``: the same stations, no data, no forward pass."""
-    agreed_fingerprints(server.ctx, server.module, "before the first step")
+    ctx, checkpoints = server.ctx, checkpoints or Checkpoints(server.ctx, plan)
+    rest = checkpoints.restore(server)
+    agreed_fingerprints(ctx, server.module, "before the first step")
     with discarded(server):
         server.serve_epoch()
-    agreed_fingerprints(server.ctx, server.module, "after the discarded warm-up")
-    for _ in plan.epoch_lengths:
-        epoch = server.serve_epoch()
-        record = {"server": epoch.model_dump(), "fingerprint": parameter_fingerprint(server.module)}
-        server.ctx.gather_records(record)
+    agreed_fingerprints(ctx, server.module, "after the discarded warm-up")
+    segments = [ServerEpoch.model_validate(segment) for segment in rest.get("segments", [])]
+    for number in range(checkpoints.start.epoch, len(plan.epoch_lengths) + 1):
+        for stop in checkpoints.within(number):
+            segments.append(server.serve_epoch())
+            served = {"segments": [segment.model_dump() for segment in segments]}
+            checkpoints.save(DataPosition(number, stop), server, served)
+        segments.append(server.serve_epoch())
+        record = {"server": merged(segments).model_dump(), "fingerprint": parameter_fingerprint(server.module)}
+        ctx.gather_records(record)
+        segments = []
+        if checkpoints.due_after(number):
+            checkpoints.save(DataPosition(number + 1), server, {})

@@ -9,9 +9,11 @@ repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$repo/.venv
 child=  # process id of the command that supervise runs
 heartbeat=  # process id of the line printer of a silent installation
+advice=  # a line for the user whose run ends before it is done
 
 fail() {  # STATUS MESSAGE
     printf 'error: %s\n' "$2" >&2
+    [[ -z $advice ]] || printf '%s\n' "$advice" >&2
     exit "$1"
 }
 

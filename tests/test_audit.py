@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_results import TIMES, at_throughput, older, sample, trained_losses, write
+from sample_results import EPOCHS, STEPS, TIMES, at_throughput, older, sample, trained_losses, write
 
 import analyze_results
 from gradsync.analysis import gradient_sizes
@@ -46,7 +46,8 @@ def three() -> dict[str, dict[str, Any]]:
 
 def test_every_check_speaks_on_good_runs(tmp_path):
     comparison = compared(tmp_path, *(sample(method) for method in TIMES))
-    assert {finding.check for finding in comparison.findings} == set(CHECKS) - {"staleness", "server updates"}
+    only_sometimes = {"staleness", "server updates", "resumed"}
+    assert {finding.check for finding in comparison.findings} == set(CHECKS) - only_sometimes
     assert {finding.verdict for finding in comparison.findings} == {"pass"}
 
 
@@ -387,6 +388,26 @@ def test_a_deviation_within_the_noise_of_the_seed_is_noted(tmp_path):
     finding = only(comparison, "trajectory")
     assert finding.verdict == "note" and "another seed" in str(finding.cause)
     assert comparison.withheld == []
+
+
+@pytest.mark.parametrize(("stops", "verdict"), [
+    ([], None), ([(1, 0)], "note"), ([(2, 29), (EPOCHS, 3)], "note"), ([(EPOCHS + 1, 0)], "note"),
+    ([(2, STEPS)], "invalid"), ([(EPOCHS + 1, 1)], "invalid"), ([(EPOCHS + 2, 0)], "invalid"), ([(0, 0)], "invalid"),
+])
+def test_a_resumed_run_is_noted_and_ranked_unless_it_cannot_be(stops, verdict, tmp_path):
+    runs = three()
+    runs["ps"]["resumed_at"] = [{"epoch": epoch, "step": step} for epoch, step in stops]
+    comparison = compared(tmp_path, *runs.values())
+    found = [finding for finding in comparison.findings if finding.check == "resumed"]
+    assert [finding.verdict for finding in found] == ([verdict] if verdict else [])
+    assert ("ps" in {run.name for run in comparison.ranking}) == (verdict != "invalid")
+
+
+def test_a_run_resumed_in_another_environment_is_suspect(tmp_path):
+    runs = three()
+    runs["ps"]["resumed_at"] = [{"epoch": 2, "step": 1, "changed": ["torch: 2.11.0 before, 2.15.0 now"]}]
+    finding = only(compared(tmp_path, *runs.values()), "resumed")
+    assert finding.verdict == "suspect" and "2.15.0 now" in str(finding.figures)
 
 
 # The certificate.

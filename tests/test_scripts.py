@@ -32,9 +32,10 @@ import os, shlex
 flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
 folder, repeats = flags.get('--output-dir', '.'), flags.get('--repeats', '1')
 commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"]) for file in ('one.py', 'two.py'))
+study = os.environ.get('STUDY', 'ranks=(3 3) folders=("" "")')
 open(flags['--plan'], 'w').write(
-    f'threads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\nmethods=(first second)\\n'
-    f"{os.environ.get('STUDY', 'ranks=(3 3) folders=(\'\' \'\')')}\\ncommands=({commands})\\n")
+    f'threads=2\\nrepeats={repeats}\\nresume={int("--resume" in sys.argv)}\\nseed=7\\noutput_dir={shlex.quote(folder)}'
+    f'\\nmethods=(first second)\\n{study}\\ncommands=({commands})\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
@@ -251,17 +252,38 @@ def test_stops_at_the_first_failure(environment: dict[str, str], code: int, star
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_method_and_the_script(number: signal.Signals, code: int, copy: Path, here: Path) -> None:
-    process = subprocess.Popen([copy / "run_all_experiments.sh"], cwd=here, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([copy / "run_all_experiments.sh", "--output-dir=it's out"], cwd=here,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHON": sys.executable, "TRAIN_SECONDS": "30"})
     give_up = time.monotonic() + 20
     while not (here / "started").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (code, "error: interrupted\n")
+    error, advice = errors.splitlines()
+    assert (process.returncode, error) == (code, "error: interrupted")
     assert (here / "ended").exists()  # the method was told, and waited for
     assert [call[0] for call in calls(here)] == ["check_environment.py", "torchrun.py"]
+    command = advice.removeprefix("To go on from here: ")
+    done = subprocess.run(["bash", "-c", command], cwd=here, check=True, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHON": sys.executable})
+    assert done.stderr == ""
+    check, first, second, analysis = calls(here)[2:]
+    assert check[2:] == ["--output-dir=it's out", "--resume"]
+    assert [call[0] for call in (first, second, analysis)] == ["torchrun.py", "torchrun.py", "analyze_results.py"]
+
+
+def test_resume_moves_nothing_away(copy: Path, here: Path) -> None:
+    kept = ("out/results_ps.json", "out/checkpoints/all_reduce/manifest.json")
+    for name in kept:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    done = run_all(copy, here, "--output-dir=out", "--resume", TRAIN_EXIT="1")
+    assert (done.returncode, done.stderr.count("run_all_experiments.sh --output-dir=out --resume\n")) == (1, 1)
+    assert [(here / name).read_text() for name in kept] == list(kept)
+    assert run_all(copy, here, "--output-dir=out").returncode == 0
+    (stamp,) = (here / "out" / "previous_results").iterdir()
+    assert [(stamp / name.removeprefix("out/")).read_text() for name in kept] == list(kept)
 
 
 def choose_python(copy: Path, active: str, *, shell: str = "", **environment: str) -> tuple[str, list[str], str]:

@@ -28,6 +28,7 @@ RUN_CHECKS = (
     checks_run.replicas_agree,
     checks_run.server_updates,
     checks_run.staleness,
+    checks_run.resumed,
     checks_run.evaluation,
     checks_time.input_bound,
 )
@@ -43,8 +44,8 @@ SET_CHECKS = (
 )
 # The names of all checks, as findings and the catalogue have them.
 CHECKS = ("finished", "values", "samples", "same samples", "summary", "phases", "step time", "clocks", "bandwidth",
-          "warm-up", "stragglers", "threads", "replicas", "server updates", "staleness", "evaluation", "input-bound",
-          "recipe", "environment", "updates", "start", "trajectory")
+          "warm-up", "stragglers", "threads", "replicas", "server updates", "staleness", "resumed", "evaluation",
+          "input-bound", "recipe", "environment", "updates", "start", "trajectory")
 RANKING_PRESUPPOSES = frozenset({"recipe", "environment", "updates", "start", "trajectory", "input-bound",
                                  "same samples"})
 

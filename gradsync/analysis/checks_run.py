@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradsync.analysis import figures
 from gradsync.analysis.finding import Finding
 from gradsync.analysis.load import Run
-from gradsync.analysis.message import clauses, enumerated, msg
+from gradsync.analysis.message import clauses, enumerated, msg, printable
 from gradsync.analysis.words import count, number, percent
 from gradsync.results import Summary, summarise
 
@@ -105,6 +105,29 @@ def staleness(run: Run) -> list[Finding]:
     text = msg("gradients are {mean} updates old on average, {most} at most, over {updates} updates",
                mean=number(mean, 3), most=max(record), updates=count(total))
     return [Finding("staleness", "pass", run.name, text)]
+
+
+def resumed(run: Run) -> list[Finding]:
+    """A run that was taken up from a checkpoint says where, which must be a place that it has."""
+    if not run.results.resumed_at:
+        return []
+    steps = {epoch.epoch: epoch.steps for epoch in run.results.epochs}
+    places = enumerated([msg("epoch {epoch} after step {step}", epoch=stop.epoch, step=stop.step)
+                         for stop in run.results.resumed_at])
+    text = msg("taken up from a checkpoint in {places}", places=places)
+    last = max(steps, default=0)
+    if any(not 1 <= stop.epoch <= last + 1 or (stop.step and stop.step >= (steps.get(stop.epoch) or 0))
+           for stop in run.results.resumed_at):
+        return [Finding("resumed", "invalid", run.name, text, msg("the run has no such place"),
+                        msg("the file was put together from several runs; run it again"))]
+    changed = [change for stop in run.results.resumed_at for change in stop.changed]
+    if changed:
+        return [Finding("resumed", "suspect", run.name, clauses([text, *map(printable, changed)]),
+                        msg("its parts ran in different environments"),
+                        msg("run it again in one environment"))]
+    return [Finding("resumed", "note", run.name, text,
+                    msg("the run was interrupted; its times are sums over several processes"),
+                    msg("where speed matters, run it again undisturbed"))]
 
 
 def evaluation(run: Run) -> list[Finding]:

@@ -12,7 +12,7 @@ from gradsync.analysis.html_report import render_page
 from gradsync.analysis.message import ENGLISH, Language
 from gradsync.analysis.report import render_report
 from gradsync.errors import RunError, UsageError
-from gradsync.results import write_bytes_atomically
+from gradsync.files import write_bytes_atomically
 
 CHARTS = {
     "throughput_comparison": bar_charts.throughput_comparison,

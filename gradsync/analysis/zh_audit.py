@@ -18,6 +18,7 @@ CHECKS = {
     "replicas": "副本一致",
     "server updates": "服务器更新",
     "staleness": "陈旧度",
+    "resumed": "断点续跑",
     "evaluation": "评估",
     "input-bound": "受限于输入",
     "recipe": "训练配置",
@@ -202,6 +203,14 @@ RUN = {
     "count the updates between each pull and the push that answers it": "统计每次拉取与相应推送之间的更新次数",
     "gradients are {mean} updates old on average, {most} at most, over {updates} updates":
         "在 {updates} 次更新中，梯度平均滞后 {mean} 次更新，最多 {most} 次",
+    "epoch {epoch} after step {step}": "第 {epoch} 轮第 {step} 步之后",
+    "taken up from a checkpoint in {places}": "从检查点继续：{places}",
+    "its parts ran in different environments": "它的各部分运行在不同的环境中",
+    "run it again in one environment": "请在同一环境中重新运行",
+    "the run has no such place": "该运行没有这样的位置",
+    "the file was put together from several runs; run it again": "文件由多次运行拼凑而成；请重新运行",
+    "the run was interrupted; its times are sums over several processes": "运行曾中断；其时间是多个进程之和",
+    "where speed matters, run it again undisturbed": "若看重速度，请不受打扰地重新运行一次",
     "the file does not tell how many samples it evaluated": "文件没有说明评估了多少样本",
     "{evaluated} of {total} validation samples evaluated ({share})":
         "评估了 {evaluated} 个样本，验证集共 {total} 个（{share}）",
