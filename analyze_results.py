@@ -5,7 +5,8 @@
     python analyze_results.py --lang zh
     python analyze_results.py --results-dir published --gradient-mb 102     # files that do not name their model
 
-Any subset of the results files will do; what is missing or does not add up is said.
+Any subset of the results files will do; what is missing or does not add up is said. Where the directory holds
+repeat_1/ ... (of --repeats) or ranks_1/ ... (of --scaling) instead, they are analysed together.
 Exit codes: 0 done, 1 could not write (disk full), 2 input or directory that cannot be used.
 """
 
