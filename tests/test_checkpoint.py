@@ -23,8 +23,11 @@ import all_reduce_train
 from gradsync import checkpoint, main, probe
 from gradsync.checkpoint import MANIFEST, Checkpoints, DataPosition, digest, signed
 from gradsync.config import Plan
+from gradsync.distributed import Launch, process_group
+from gradsync.errors import JobError
 from gradsync.method import Tally
 from gradsync.results import RunResults, ServerEpoch, read_results
+from gradsync.resume import differences
 from gradsync.segments import merged
 
 TOP = Path(__file__).resolve().parent.parent
@@ -193,12 +196,18 @@ def refused(capsys, *flags: str) -> str:
     (["--max-steps", "7"], ["max_steps: 6 there, 7 now"]),
     (["--model", "resnet18"], ["model: groupnorm_cnn there, resnet18 now"]),
     (["--amp", "bf16"], ["amp: off there, bf16 now"]),
-    (["--bucket-mb", "2"], ["bucket_mb: not given there, 2.0 now"]),
-    (["--dataset", "synthetic", "--model", "groupnorm_cnn"], ["dataset: digits there, synthetic now", "classes: 10"]),
+    (["--dataset", "synthetic", "--model", "groupnorm_cnn", "--image-size", "16"],
+     ["dataset: digits there, synthetic now", "classes: 10"]),
 ])
 def test_a_changed_recipe_is_refused(flags, named, interrupted, capsys):  # row 25
     line = refused(capsys, *flags)
     assert all(words in line for words in [*named, "leave out --resume"]), line
+
+
+def test_the_methods_own_settings_make_another_run():
+    one, other = (RunResults(method="all_reduce", settings={"bucket_mb": size, "chunk_mb": 1}) for size in (None, 8))
+    assert differences(one, other) == ["bucket_mb: not given there, 8 now"]
+    assert differences(one, one) == []
 
 
 def test_another_number_of_ranks_is_refused(interrupted, capsys, monkeypatch):
@@ -345,11 +354,6 @@ def test_a_finished_run_is_not_run_again(interrupted_run, tmp_path, monkeypatch,
 
 def hidden_on_rank(rank: int, world_size: int, store_path: str) -> str:
     """What rank 0 is told where only rank 1 finds a checkpoint."""
-    from checkpoint_runs import Launch
-
-    from gradsync.distributed import process_group
-    from gradsync.errors import JobError
-
     with process_group(Launch(rank, world_size, rank, world_size, True), "gloo", torch.device("cpu"), 0, 60,
                        dist.FileStore(store_path, world_size)) as ctx:
         saved = mock.Mock(position=DataPosition(2, 1), manifest=mock.Mock(generation=3)) if rank else None
