@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -111,7 +112,7 @@ def channels_last(ctx, name):
         images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(10 * step + ctx.rank))
         trainer.step(Batch(images.to(memory_format=torch.channels_last), torch.tensor([1, 2]), 2, 2 * RANKS))
     as_parameters = all(p.grad.stride() == p.stride() for p in module.parameters())
-    return torch.cat([p.detach().flatten() for p in module.parameters()]), as_parameters
+    return np.concatenate([p.detach().numpy().ravel() for p in module.parameters()]), as_parameters
 
 
 def overflow(ctx, compress):
@@ -178,13 +179,13 @@ def test_channels_last_gradients_lie_in_the_buckets_as_their_parameters_do(on_ra
     for rank in on_ranks:
         got, as_parameters = rank["channels_last"][name]
         assert as_parameters
-        torch.testing.assert_close(got, rank["channels_last"]["all_reduce"][0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(got, rank["channels_last"]["all_reduce"][0], rtol=0, atol=1e-6)
 
 
 def test_powersgd_in_channels_last_is_the_same_on_all_replicas(on_ranks):
     got = [rank["channels_last"]["all_reduce_overlapped_powersgd"] for rank in on_ranks]
-    assert all(as_parameters and torch.equal(parameters, got[0][0]) for parameters, as_parameters in got)
-    assert not torch.equal(got[0][0], on_ranks[0]["channels_last"]["all_reduce"][0])
+    assert all(as_parameters and np.array_equal(parameters, got[0][0]) for parameters, as_parameters in got)
+    assert not np.array_equal(got[0][0], on_ranks[0]["channels_last"]["all_reduce"][0])
 
 
 @pytest.mark.parametrize("compress", METHOD_CHOICES["compress"])
@@ -222,7 +223,7 @@ def factors(rank: int = 4) -> tuple[int, int]:
 def test_bytes_and_messages_per_step(trained, name):
     counted = trained[name].results.communication
     sent, matrices = factors()
-    tensors, buckets = len(SIZES), 3
+    tensors, buckets, ddp_buckets = len(SIZES), 3, 2  # DDP closes a bucket after the parameter that fills it
     wanted = {
         "all_reduce_fp16": (2 * NUMBERS, tensors),
         "all_reduce_powersgd": (4 * sent, tensors + matrices),
@@ -231,32 +232,36 @@ def test_bytes_and_messages_per_step(trained, name):
         "all_reduce_overlapped_fp16": (2 * NUMBERS, buckets),
         "all_reduce_overlapped_bf16": (2 * NUMBERS, buckets),
         "all_reduce_overlapped_powersgd": (4 * sent, 2 * buckets),
-        "baseline_ddp": (4 * NUMBERS, buckets),
-        "baseline_ddp_fp16": (2 * NUMBERS, buckets),
-        "baseline_ddp_bf16": (2 * NUMBERS, buckets),
-        "baseline_ddp_powersgd": (4 * sent, 3 * buckets),
+        "baseline_ddp": (4 * NUMBERS, ddp_buckets),
+        "baseline_ddp_fp16": (2 * NUMBERS, ddp_buckets),
+        "baseline_ddp_bf16": (2 * NUMBERS, ddp_buckets),
+        "baseline_ddp_powersgd": (4 * sent, 3 * ddp_buckets),
     }
     assert (counted.replica_bytes_per_step, counted.replica_messages_per_step) == wanted[name]
 
 
 SEEDS = (1, 2, 3)
-LOSSY = ["all_reduce_overlapped", *OVERLAPPED[1:], *DDP[1:]]
+LOSSY = [*OVERLAPPED[1:], *DDP[1:]]
+INITIAL_LOSS = 2.303  # log 10: ten classes
 
 
 @pytest.fixture(scope="module")
 def converged():
     """Mean training loss of the last of three epochs on 1,280 digits, by method and seed. 2 ranks."""
     job = Job(1280, double=False, global_batch=64)
-    jobs = {seed: replace(job, config=replace(job.config, epochs=3, lr=0.02, seed=seed)) for seed in SEEDS}
-    runs = [(name, jobs[seed], None) for name in LOSSY for seed in SEEDS]
+    jobs = {seed: replace(job, config=replace(job.config, epochs=3, lr=0.01, seed=seed)) for seed in SEEDS}
+    runs = [(name, jobs[seed], None) for name in ["all_reduce_overlapped", *LOSSY] for seed in SEEDS]
     results = run_ranks(train_on_rank, 2, runs)[0]
     return {(name, job.config.seed): run.results.epochs[-1].train_loss
             for (name, job, _), run in zip(runs, results, strict=True)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSY[1:])
+@pytest.mark.parametrize("name", LOSSY)
 def test_lossy_compression_converges_as_without(converged, name):
-    bound = 0.15 if name.endswith("powersgd") else 0.01
+    bound = 0.05 if name.endswith("powersgd") else 0.005  # of the way that the loss has come
     for seed in SEEDS:
-        assert abs(converged[name, seed] / converged["all_reduce_overlapped", seed] - 1) < bound
+        exact = converged["all_reduce_overlapped", seed]
+        print(f"{name} seed {seed}: {exact:.4f} without, {converged[name, seed]:.4f} with compression")
+        assert exact < 0.25 * INITIAL_LOSS
+        assert abs(converged[name, seed] - exact) < bound * (INITIAL_LOSS - exact)

@@ -140,7 +140,7 @@ def test_powersgd_is_exact_for_gradients_of_its_rank():
     for gradient in gradients:  # each replica's matrices of rank 1, so their sum has rank 3
         for piece, shape in zip(gradient.split([864, 24, 384, 6]), [(24, 36), None, (16, 24), None], strict=True):
             if shape:
-                piece.copy_(torch.outer(torch.randn(shape[0]), torch.randn(shape[1])).flatten())
+                piece.copy_(torch.outer(*(torch.randn(n, dtype=torch.float64) for n in shape)).flatten())
     for got in replicas.exchange(gradients)[0]:
         torch.testing.assert_close(got, sum(gradients), rtol=1e-9, atol=1e-9)
 
