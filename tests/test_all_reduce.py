@@ -259,7 +259,8 @@ def converged():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_compression_converges_as_without(converged, name):
-    bound = 0.05 if name.endswith("powersgd") else 0.005  # of the way that the loss has come
+    # Of the way that the loss has come. Most measured: 3.5% for PowerSGD at rank 4, 0.03% for 16 bits.
+    bound = 0.05 if name.endswith("powersgd") else 0.005
     for seed in SEEDS:
         exact = converged["all_reduce_overlapped", seed]
         print(f"{name} seed {seed}: {exact:.4f} without, {converged[name, seed]:.4f} with compression")
