@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gradsync.buckets import MIB, Bucket, cut_into_buckets
-from gradsync.compression import Uncompressed
+from gradsync.compression import make_compression
 from gradsync.config import BUCKET_MB, Plan, TrainConfig
 from gradsync.data import Batch
 from gradsync.distributed import ReplicaContext
@@ -97,7 +97,7 @@ class BucketedAllReduce(AllReduce):
         limit = limits.get(config.variant, (config.bucket_mb or BUCKET_MB) * MIB)
         # Backward computes the last layer's gradient first.
         self.buckets = cut_into_buckets(self.parameters[::-1], limit)
-        self.compression = Uncompressed()
+        self.compression = make_compression(config, self.buckets, self.updater.scaler)
         self.in_flight: list[tuple[Iterator[torch.Tensor], dist.Work]] = []
 
     def step(self, batch: Batch) -> StepOutput:

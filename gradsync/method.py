@@ -78,7 +78,9 @@ class Updater:
 
     def make_optimizer(self, parameters: list[nn.Parameter], config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            parameters, lr=plan.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+            parameters, lr=plan.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+            fused=True,  # one pass over parameters, gradients and momenta instead of four
+        )
 
     def step(self) -> None:
         self.scaler.step(self.optimizer)

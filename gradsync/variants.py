@@ -37,6 +37,13 @@ def check(method: str, config: TrainConfig) -> None:
     chosen = settings(method, config)
     if chosen.get("staleness") != _DEFAULTS["staleness"] and chosen.get("mode") in ("sync", "async"):
         raise UsageError(f"--staleness {config.staleness}: bounds nothing in --mode {config.mode}; add --mode ssp")
+    if method == "baseline_ddp" and config.compress == "powersgd":
+        if config.channels_last:
+            raise UsageError("--channels-last: torch's PowerSGD hook takes no gradients in this format; leave it out, "
+                             "or use all_reduce_train.py --variant overlapped")
+        if config.amp == "fp16":
+            raise UsageError("--amp fp16: torch's PowerSGD hook would keep the infinities of a skipped step in its "
+                             "residuals for good; use --amp bf16, or all_reduce_train.py --variant overlapped")
 
 
 def num_servers(method: str, config: TrainConfig) -> int:

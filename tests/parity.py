@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -184,6 +185,17 @@ def _ddp_step(factor):
     return _patch(baseline_multi_card.Baseline, "step", step)
 
 
+def _finish_without_the_last_bucket(self):
+    """Its all-reduce is made when it is waited for, so that not waiting shows whatever the timing."""
+    self.in_flight.pop()
+    _finish(self)
+
+
+def _start_all_but_the_last_bucket(self, bucket):
+    if bucket is not self.buckets[-1]:
+        _start(self, bucket)
+
+
 def _receive_all_but_last(self, worker, weight):
     last, sums = self.pieces[-1], self.sums.clone()
     _receive(self, worker, weight)
@@ -198,6 +210,7 @@ def _summed(self, worker, weight):
     _receive(self, worker, 1.0)
 
 
+_start, _finish = all_reduce_train.BucketedAllReduce.start, all_reduce_train.BucketedAllReduce.finish
 _receive = ps_train.ParameterServer.receive_gradients
 _init = ps_train.ParameterServerWorker.__init__
 
@@ -227,5 +240,13 @@ FAULTS = {
         "baseline_ddp": _ddp_step(lambda self, batch: float(self.ctx.num_replicas)),
         "all_reduce": _average_with(weight_of=lambda weight: 1.0),
         "ps": _patch(ps_train.ParameterServer, "receive_gradients", _summed),
+    },
+    "a bucket not waited for": {
+        "all_reduce_overlapped": lambda: mock.patch.multiple(
+            all_reduce_train.BucketedAllReduce, finish=_finish_without_the_last_bucket,
+            all_reduce=lambda self, tensor: SimpleNamespace(wait=lambda: dist.all_reduce(tensor))),
+    },
+    "the last bucket left out": {
+        "all_reduce_overlapped": _patch(all_reduce_train.BucketedAllReduce, "start", _start_all_but_the_last_bucket),
     },
 }

@@ -39,12 +39,16 @@ def test_other_names_are_refused(name):
         parse_variant_name(name)
 
 
-@pytest.mark.parametrize(("settings", "flag"), [({"staleness": 2}, "--staleness 2"),
-                                                ({"staleness": 2, "mode": "async"}, "--staleness 2")])
-def test_contradictions_are_refused(settings, flag):
+@pytest.mark.parametrize(("method", "settings", "flag"), [
+    ("ps", {"staleness": 2}, "--staleness 2"),
+    ("ps", {"staleness": 2, "mode": "async"}, "--staleness 2"),
+    ("baseline_ddp", {"compress": "powersgd", "channels_last": True}, "--channels-last"),
+    ("baseline_ddp", {"compress": "powersgd", "amp": "fp16"}, "--amp fp16"),
+])
+def test_contradictions_are_refused(method, settings, flag):
     with pytest.raises(UsageError, match=flag):
-        check("ps", replace(TrainConfig(), **settings))
-    check("all_reduce", replace(TrainConfig(), **settings))  # not its flags
+        check(method, replace(TrainConfig(), **settings))
+    check("all_reduce", replace(TrainConfig(), **settings))  # which does that, or has no such flag
 
 
 def test_only_a_parameter_server_has_servers():
