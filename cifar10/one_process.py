@@ -39,6 +39,7 @@ class OneProcessConfig(TrainConfig):
     lr: float = 1e-3
     lr_schedule: str = "constant"
     output_dir: str = "cifar10_results"
+    checkpoint_every: int | None = 0
     device: str = "gpu"
     chunks: int = 1
 

@@ -67,10 +67,6 @@ def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
             leave_the_word_to_another()
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    if prepared.has_finished:
-        if launch.rank == prepared.num_servers:
-            say(f"Already finished: {prepared.path}")
-        return 0
     try:
         prepared.run()
     except Exception as error:  # whatever it is, the results file and the one line must say so
@@ -173,8 +169,12 @@ class Prepared:
         return saved
 
     def run(self) -> None:
-        """Train and, on the recorder, write the results and the best model."""
+        """Train and, on the recorder, write the results and the best model; nothing to do if they are there."""
         config = self.config
+        if self.has_finished:
+            if self.launch.rank == self.num_servers:
+                say(f"Already finished: {self.path}")
+            return
         self.results.start_time = self.results.start_time or datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.num_servers, config.timeout) as ctx:
             environment = describe_environment(ctx)
