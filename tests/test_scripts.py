@@ -32,9 +32,10 @@ import os, shlex
 flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
 folder, repeats = flags.get('--output-dir', '.'), flags.get('--repeats', '1')
 commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"]) for file in ('one.py', 'two.py'))
+study = os.environ.get('STUDY', 'ranks=(3 3) folders=("" "")')
 open(flags['--plan'], 'w').write(
     f'threads=2\\nrepeats={repeats}\\nseed=7\\noutput_dir={shlex.quote(folder)}\\nmethods=(first second)\\n'
-    f"{os.environ.get('STUDY', 'ranks=(3 3) folders=(\'\' \'\')')}\\ncommands=({commands})\\n")
+    f'{study}\\ncommands=({commands})\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
