@@ -79,7 +79,7 @@ def test_plan_is_what_the_script_reads(tmp_path):
 
 
 def test_the_classic_study_is_its_flags(tmp_path):
-    config, scope, _ = parse(expanded(["--study", "classic", "--data-dir", "-x"]))
+    config, scope, _ = parse(expanded(["--study", "classic", "--data-dir=-x"]))
     assert (scope.scaling, [name for name, _ in scope.methods]) == (Scaling((1, 2)), ["baseline_ddp"])
     expected = TrainConfig(dataset="cifar10", image_size=224, model="resnet18", global_batch_size=512, epochs=1,
                            lr=0.01, scale_lr="replicas", momentum=0.9, weight_decay=0.0, lr_schedule="constant",
