@@ -91,13 +91,23 @@ def killed_at(when: int | str | None) -> Iterator[None]:
         yield
 
 
+_merge_records = training.merge_records
+
+
+def make_the_second_epoch_the_best(ctx: Any, records: Any, epoch: Any, results: Any) -> None:
+    """So that a run resumed in the third must bring the best model along."""
+    _merge_records(ctx, records, epoch, results)
+    epoch.val_accuracy = {1: 60.0, 2: 80.0, 3: 70.0}[epoch.epoch]
+
+
 def run_once(name: str, flags: list[str], launch: Launch, store: dist.Store) -> int | None:
     """The exit code, or None if the run was killed."""
     method, server = METHODS[name]
     original = main.process_group
     with mock.patch.multiple(main, process_group=lambda *args: original(*args, store=store), build_model=build_net,
                              read_launch=lambda: launch, FIRST_WORD_SECONDS=0), \
-            mock.patch.multiple(probe, WARM_UP_STEPS=1, MIN_ROUNDS=2, MAX_ROUNDS=2):
+            mock.patch.multiple(probe, WARM_UP_STEPS=1, MIN_ROUNDS=2, MAX_ROUNDS=2), \
+            mock.patch.object(training, "merge_records", make_the_second_epoch_the_best):
         try:
             return main.run_script(lambda launch: method, server=server, argv=flags)
         except Killed:

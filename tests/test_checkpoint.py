@@ -98,7 +98,7 @@ def test_a_resumed_epoch_is_the_sum_of_what_was_measured(runs):
     assert [(stop.epoch, stop.step) for stop in results.resumed_at] == [(1, 1), (1, 2), (2, 2)]
     for epoch in results.epochs:
         assert len(epoch.step_times) == epoch.steps == STEPS_PER_EPOCH
-        assert sum(epoch.step_times) <= epoch.train_time
+        assert sum(epoch.step_times) == pytest.approx(epoch.train_time, rel=0.1)
         assert epoch.train_throughput * epoch.train_time == pytest.approx(epoch.samples)
 
 
