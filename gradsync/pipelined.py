@@ -8,8 +8,6 @@ so the lower bound falls from 2 (N-1) M / B to (N-1) M / B at B bytes/s in each 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
