@@ -130,7 +130,7 @@ class PipelinedWorker(ParameterServerWorker):
         request = Request(PUSH, batch.num_samples, batch.global_samples, self.unscale_gradients())
         self.under_way: list[Transfer] = []
         for server in range(self.ctx.num_servers):
-            self.link.send_request(request, server)
+            self.under_way.append(self.link.start_request(request, server))
         for server, theirs in enumerate(self.pieces):
             self.under_way += [self.link.start_receiving(self.values, piece, server) for piece in theirs]
         for server, theirs in enumerate(self.pieces):
@@ -165,20 +165,21 @@ class ParameterServer(ShardServer):
 
     def answer_round(self) -> int:
         """One request of every worker; returns the command, which all must share."""
-        requests: dict[int, Request] = {}
+        requests = []
         for worker in self.ctx.replica_ranks:
             with self.clock.phase("wait"):
-                request = requests[worker] = self.link.receive_request(worker)
+                request = self.link.receive_request(worker)
+            requests.append(request)
             if request.command in (PULL, SETTLED_PULL):
                 with self.clock.phase("send_parameters"):
                     self.send_parameters(worker)
             elif request.command == PUSH:
                 with self.clock.phase("receive_gradients"):
                     self.receive_gradients(worker, request.weight)
-        check_in_step(requests)
+        check_in_step(self.ctx.replica_ranks, requests)
         if request.command == PUSH:
             with self.clock.phase("update"):
-                self.update(overflow=any(request.overflow for request in requests.values()))
+                self.update(overflow=any(request.overflow for request in requests))
         return request.command
 
     @torch.no_grad()

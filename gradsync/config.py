@@ -62,7 +62,7 @@ class TrainConfig:
     compress: str = "none"
     powersgd_rank: int = 4
     transfer: str = "per-parameter"
-    chunk_mb: float = 1.0
+    chunk_mb: float = 4.0
     num_servers: int = 1
     mode: str = "sync"
     staleness: int = 3

@@ -45,12 +45,12 @@ class Buffer:
 
 @dataclass
 class Transfer:
-    """A piece that is on its way to or from ``peer``."""
+    """Something that is on its way to ``peer``, or from it into a piece of ``arrives_in``."""
 
     work: Any
     peer: int
-    arrives_in: Buffer | None
-    piece: slice
+    arrives_in: Buffer | None = None
+    piece: slice | None = None
 
     def wait(self) -> None:
         """Until the memory may be reused or read; on a GPU, by what its stream does next. Raises PeerLost."""
@@ -77,10 +77,11 @@ class Link:
         part = buffer.wire[piece]
         if buffer.staged:
             part.copy_(buffer.tensor[piece])
-        for _ in peers:
+        transfers = []
+        for peer in peers:
+            transfers.append(Transfer(_answered(lambda to=peer: dist.isend(part, dst=to, group=self._out), peer), peer))
             self.traffic.sent(part)
-        return [Transfer(_answered(lambda peer=peer: dist.isend(part, dst=peer, group=self._out), peer), peer, None,
-                         piece) for peer in peers]
+        return transfers
 
     def start_receiving(self, buffer: Buffer, piece: slice, peer: int) -> Transfer:
         """The receiver must know the sender's size and type: the wire carries bytes only."""
@@ -101,9 +102,13 @@ class Link:
             transfer.wait()
             yield number
 
-    def send_request(self, request: Request, server: int) -> None:
+    def start_request(self, request: Request, server: int) -> Transfer:
         """Tell a server what comes next. Not counted: 32 bytes beside the parameters."""
-        self.tell(torch.tensor(request, dtype=torch.int64), server)
+        message = torch.tensor(request, dtype=torch.int64)
+        return Transfer(_answered(lambda: dist.isend(message, dst=server, group=self.ctx.control), server), server)
+
+    def send_request(self, request: Request, server: int) -> None:
+        self.start_request(request, server).wait()
 
     def receive_request(self, worker: int) -> Request:
         """The next word of ``worker``; blocks until it has something to say."""

@@ -8,13 +8,15 @@ so the lower bound falls from 2 (N-1) M / B to (N-1) M / B at B bytes/s in each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from gradsync.config import Plan, TrainConfig
 from gradsync.distributed import ReplicaContext
 from gradsync.errors import RunError
-from gradsync.link import COMMANDS, END_EPOCH, PUSH, Request, Transfer
+from gradsync.link import COMMANDS, END_EPOCH, PUSH, Buffer, Request, Transfer
 from gradsync.shard_server import ShardServer
 
 
@@ -23,36 +25,41 @@ class PipelinedServer(ShardServer):
 
     def __init__(self, module: nn.Module, config: TrainConfig, ctx: ReplicaContext, plan: Plan) -> None:
         super().__init__(module, config, ctx, plan)
-        self.received = {worker: self.gradient_buffer() for worker in ctx.replica_ranks}
+        values = self.values.tensor
+        self.gradients = torch.zeros(ctx.num_replicas, len(values), dtype=values.dtype, device=values.device)
+        self.received = [Buffer(row, ctx) for row in self.gradients]
+        longest = max((piece.stop - piece.start for piece in self.pieces), default=0)
+        self.averaged = torch.empty_like(values[:longest])
 
     def answer_until_epoch_ends(self) -> None:
-        while (requests := self.next_requests())[self.ctx.world_size - 1].command != END_EPOCH:
+        while (requests := self.next_requests())[-1].command != END_EPOCH:
             self.exchange(requests)
 
-    def next_requests(self) -> dict[int, Request]:
-        """One of every worker, the same of all. A worker's chunks may arrive as soon as it has said that they come."""
-        requests: dict[int, Request] = {}
-        self.arriving: dict[int, list[Transfer]] = {}
-        for worker, buffer in self.received.items():
+    def next_requests(self) -> list[Request]:
+        """One of every worker. If the first pushes, so must the others: there is room for all chunks from then on."""
+        workers, requests = self.ctx.replica_ranks, []
+        for worker in workers:
             with self.clock.phase("wait"):
-                requests[worker] = self.link.receive_request(worker)
-            if requests[worker].command == PUSH:
-                self.arriving[worker] = [self.link.start_receiving(buffer, piece, worker) for piece in self.pieces]
-        check_in_step(requests)
+                requests.append(self.link.receive_request(worker))
+            if worker == workers[0] and requests[0].command == PUSH:
+                self.arriving = [[self.link.start_receiving(buffer, piece, sender) for piece in self.pieces]
+                                 for sender, buffer in zip(workers, self.received, strict=True)]
+        check_in_step(workers, requests)
         return requests
 
     @torch.no_grad()
-    def exchange(self, requests: dict[int, Request]) -> None:
+    def exchange(self, requests: list[Request]) -> None:
         """Per chunk: all workers' gradients in, their average, the update, the new parameters out to all of them."""
-        overflow = any(request.overflow for request in requests.values())
+        overflow = any(request.overflow for request in requests)
+        weights = torch.tensor([request.weight for request in requests], dtype=torch.float64).to(self.gradients)
         leaving: list[Transfer] = []
         for number, piece in enumerate(self.pieces):
             with self.clock.phase("receive_gradients"):
-                for transfers in self.arriving.values():
+                for transfers in self.arriving:
                     transfers[number].wait()
             with self.clock.phase("update"):
                 if not overflow:
-                    self.optimizer.update(number, self.average(requests, piece))
+                    self.optimizer.update(number, self.average(weights, piece))
             with self.clock.phase("send_parameters"):
                 leaving += self.link.start_sending(self.values, piece, self.ctx.replica_ranks)
         with self.clock.phase("send_parameters"):
@@ -62,17 +69,14 @@ class PipelinedServer(ShardServer):
             for worker in self.ctx.replica_ranks:
                 self.send_scale(worker)
 
-    def average(self, requests: dict[int, Request], piece: slice) -> torch.Tensor:
-        """Sum over workers of weight x gradient, made in the first worker's buffer."""
-        first, *others = self.ctx.replica_ranks
-        average = self.received[first].tensor[piece].mul_(requests[first].weight)
-        for worker in others:
-            average.add_(self.received[worker].tensor[piece], alpha=requests[worker].weight)
-        return average
+    def average(self, weights: torch.Tensor, piece: slice) -> torch.Tensor:
+        """Sum over workers of weight x gradient, in one pass over memory."""
+        return torch.mv(self.gradients[:, piece].t(), weights, out=self.averaged[: piece.stop - piece.start])
 
 
-def check_in_step(requests: dict[int, Request]) -> None:
+def check_in_step(workers: Sequence[int], requests: Sequence[Request]) -> None:
     """Raises RunError unless all workers ask for the same."""
-    if len({request.command for request in requests.values()}) != 1:
-        asked = ", ".join(f"rank {worker}: {COMMANDS[request.command]}" for worker, request in requests.items())
-        raise RunError(f"the workers are out of step ({asked})")
+    if len({request.command for request in requests}) != 1:
+        asked = zip(workers, requests, strict=True)
+        raise RunError("the workers are out of step ("
+                       + ", ".join(f"rank {worker}: {COMMANDS[request.command]}" for worker, request in asked) + ")")

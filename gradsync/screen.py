@@ -25,9 +25,8 @@ def say(line: str) -> None:
 
 def show_header(results: RunResults, ctx: ReplicaContext, plan: Plan, note: str) -> None:
     """Who does what, on which data and model, with which recipe."""
-    first, last = ctx.replica_ranks[0], ctx.replica_ranks[-1]
-    ranks = f"Rank {first}" if first == last else f"Rank {first}-{last}"
-    roles = f"PS: Rank 0, Workers: {ranks}" if ctx.num_servers else f"Replicas: {ranks}"
+    servers, replicas = _ranks(range(ctx.num_servers)), _ranks(ctx.replica_ranks)
+    roles = f"PS: {servers}, Workers: {replicas}" if ctx.num_servers else f"Replicas: {replicas}"
     data, model, env = results.dataset, results.model, results.environment
     assert data is not None
     assert model is not None
@@ -67,6 +66,10 @@ def show_epoch(e: EpochResults) -> None:
         say(f"[PS] Avg Comm Time (Send Params): {_ms(e.server.send_parameters)}, "
             f"(Recv Grads): {_ms(e.server.receive_gradients)}")
         say(f"[PS] Avg Update Time: {_ms(e.server.update)}, Wait for Workers: {_ms(e.server.wait)}")
+
+
+def _ranks(ranks: range) -> str:
+    return f"Rank {ranks[0]}" + (f"-{ranks[-1]}" if len(ranks) > 1 else "") if ranks else ""
 
 
 def _ms(seconds: float | None) -> str:

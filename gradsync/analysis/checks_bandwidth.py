@@ -62,6 +62,7 @@ class Flow:
     source: Text
     seconds: float
     through_server: int  # replicas that talk to one server in this part; 1 without a server
+    servers: int = 1  # that share these bytes
 
     @property
     def each(self) -> float:
@@ -69,7 +70,12 @@ class Flow:
 
     @property
     def server(self) -> float:
-        return self.each * self.through_server
+        return self.each * self.through_server / self.servers
+
+    @property
+    def busiest(self) -> float:
+        """Of the server's rate and the worker's, which is the larger one where there are more servers than workers."""
+        return max(self.server, self.each)
 
 
 def bandwidth(run: Run) -> list[Finding]:
@@ -77,12 +83,12 @@ def bandwidth(run: Run) -> list[Finding]:
     phases = {name: seconds for name, seconds in figures.communication_phases(run).items() if seconds > 0}
     if not phases:
         return []
-    flow, limit = max(_flows(run, phases), key=lambda each: each.server, default=None), ceiling(run)
+    flow, limit = max(_flows(run, phases), key=lambda each: each.busiest, default=None), ceiling(run)
     if flow is None:
         text = msg("the size of the gradients is not in the file; give it with --gradient-mb")
         return [Finding("bandwidth", "not known", run.name, text)]
     text = _figures(flow, limit)
-    if flow.server <= limit.bytes_per_second:
+    if flow.busiest <= limit.bytes_per_second:
         return [Finding("bandwidth", "pass", run.name, text)]
     # One after the other the replicas would share nothing, so only a replica's own rate is beyond doubt.
     return [Finding("bandwidth", "invalid" if flow.each > limit.bytes_per_second else "suspect", run.name, text,
@@ -96,12 +102,13 @@ def _flows(run: Run, phases: dict[str, float]) -> list[Flow]:
     Of an all-reduce, every replica's gradients must leave it at least once, whatever the algorithm.
     """
     clients = (figures.replicas(run) or 1) if figures.serves(run) else 1
+    servers = run.results.num_servers or 1
     counted = run.results.communication and run.results.communication.replica_bytes_per_step
     if counted:
         names = joined([term(name) for name in phases])
-        return [Flow(names, counted, msg("counted"), sum(phases.values()), clients)]
+        return [Flow(names, counted, msg("counted"), sum(phases.values()), clients, servers)]
     size = figures.gradient_bytes(run)
-    return [Flow(term(name), *size, seconds, clients) for name, seconds in phases.items()] if size else []
+    return [Flow(term(name), *size, seconds, clients, servers) for name, seconds in phases.items()] if size else []
 
 
 def _figures(flow: Flow, limit: Ceiling) -> Text:
@@ -111,6 +118,10 @@ def _figures(flow: Flow, limit: Ceiling) -> Text:
     if flow.through_server == 1:
         return msg("{phases}: {moved} MB ({source}) in {time} ms = {each} GB/s; ceiling {limit} GB/s ({limit_source})",
                    **facts)
+    if flow.servers > 1:
+        return msg("{phases}: {count} x {moved} MB ({source}) in {time} ms = {total} GB/s through each of {servers} "
+                   "servers, {each} GB/s for each worker; ceiling {limit} GB/s ({limit_source})",
+                   count=flow.through_server, servers=flow.servers, total=number(flow.server / GB, 3), **facts)
     return msg("{phases}: {count} x {moved} MB ({source}) in {time} ms = {total} GB/s through one server, {each} GB/s "
                "for each worker; ceiling {limit} GB/s ({limit_source})", count=flow.through_server,
                total=number(flow.server / GB, 3), **facts)

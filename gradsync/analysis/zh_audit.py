@@ -153,6 +153,10 @@ BANDWIDTH = {
     "worker; ceiling {limit} GB/s ({limit_source})":
         "{phases}：{count} x {moved} MB（{source}）用时 {time} ms = 经一个服务器 {total} GB/s，"
         "每个工作进程 {each} GB/s；上限 {limit} GB/s（{limit_source}）",
+    "{phases}: {count} x {moved} MB ({source}) in {time} ms = {total} GB/s through each of {servers} servers, {each} "
+    "GB/s for each worker; ceiling {limit} GB/s ({limit_source})":
+        "{phases}：{count} x {moved} MB（{source}）用时 {time} ms = 经 {servers} 个服务器各 {total} GB/s，"
+        "每个工作进程 {each} GB/s；上限 {limit} GB/s（{limit_source}）",
     "counted": "实际计数",
     "from the file": "文件所载",
     "from --gradient-mb": "由 --gradient-mb 给出",
