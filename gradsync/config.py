@@ -14,7 +14,7 @@ DATASETS = ("auto", "imagefolder", "cifar10", "digits", "synthetic")
 # Flags that say where and how a run executes. Every other flag is part of the recipe: two runs are
 # comparable only if those are equal.
 EXECUTION_FLAGS = frozenset({"workers", "data_dir", "download", "backend", "output_dir", "timeout", "batch_size",
-                             "checkpoint_every", "resume"})
+                             "checkpoint_every", "resume", "profile"})
 # Flags that choose a method's variant. Not part of the recipe either: they are what a comparison compares.
 METHOD_CHOICES = {
     "variant": ("per-parameter", "flat", "bucketed", "overlapped"),
@@ -57,6 +57,7 @@ class TrainConfig:
     max_steps: int | None = None
     checkpoint_every: int | None = None  # steps; None: each epoch, 0: never
     resume: bool = False
+    profile: bool = False
     variant: str = "per-parameter"
     bucket_mb: float | None = None
     compress: str = "none"
@@ -217,6 +218,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        metavar="SECONDS", help="a rank waits this long for another one (default: %(default)g)")
     group.add_argument("--checkpoint-every", type=_number(int, 0, 1_000_000_000), metavar="STEPS",
                        help="write a checkpoint after every so many steps; 0: never (default: after each epoch)")
+    group.add_argument("--profile", action="store_true",
+                       help="write a Chrome trace of a few steady steps of each rank into DIR/profiles/")
     group.add_argument("--resume", action="store_true",
                        help="go on from the checkpoint in --output-dir; from the beginning where there is none, and "
                             "not at all where the run has finished")

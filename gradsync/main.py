@@ -29,6 +29,7 @@ from gradsync.errors import JobError, RunError, UsageError
 from gradsync.files import remove_stale_temporaries, write_bytes_atomically
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
+from gradsync.profiling import trace_path
 from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Environment, Resumption, RunResults, write_results
 from gradsync.resume import changes, find_checkpoint, has_finished
 from gradsync.screen import say, show_header
@@ -188,16 +189,19 @@ class Prepared:
                 self.note_short_batch()
                 self.note_checkpoint()
             module = place(self.model, config, ctx)
+            trace = trace_path(self.output_dir, self.name, ctx) if config.profile else None
             if ctx.is_server:
                 assert self.server is not None
-                serve(self.server(module, config, ctx, self.plan), self.plan, checkpoints)
+                serve(self.server(module, config, ctx, self.plan), self.plan, checkpoints, trace)
                 return
             data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
             method = self.method(module, config, ctx, self.plan)
-            best = train(method, data, self.plan, self.results, checkpoints)
+            best = train(method, data, self.plan, self.results, checkpoints, trace)
             if ctx.is_recorder:
                 self.write(best)
                 checkpoints.remove()
+                if trace:
+                    say(f"Traces: {trace.parent}/{self.name}_rank*.json")
 
     def note_short_batch(self) -> None:
         samples = self.data.info.train_samples

@@ -23,9 +23,9 @@ from gradsync.timing import StepClock, synchronize
 STEPS = 5
 
 
-def trace_path(output_dir: str, variant: str, ctx: ReplicaContext) -> Path:
+def trace_path(output_dir: Path, variant: str, ctx: ReplicaContext) -> Path:
     """Where the trace of this rank goes."""
-    return Path(output_dir) / "profiles" / f"{variant}_rank{ctx.rank}.json"
+    return output_dir / "profiles" / f"{variant}_rank{ctx.rank}.json"
 
 
 @contextmanager
@@ -48,3 +48,6 @@ def trace_steps(method: Method, batch: Batch, path: Path) -> None:
             with record_function("step"):
                 method.step(batch)
                 method.refresh_parameters()
+        method.end_epoch()
+    method.clock.start_epoch()
+    method.traffic.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,19 @@ class EpochRecord:
 
 
 def merged(parts: Sequence[ServerEpoch]) -> ServerEpoch:
-    """A server's epoch from its segments: seconds per step weigh by updates, counts add up."""
+    """A server's epoch from its segments: seconds per update weigh by updates, counts add up."""
     updates = sum(part.updates for part in parts)
     dumps = [part.model_dump() for part in parts]
-    values: dict[str, float | int] = {}
-    for name, value in dumps[0].items():
-        if isinstance(value, float):
-            values[name] = sum(dump[name] * dump["updates"] for dump in dumps) / max(1, updates)
-        else:
-            values[name] = sum(dump[name] for dump in dumps)
+    values: dict[str, Any] = {}
+    for name, first in dumps[0].items():
+        column = [dump[name] for dump in dumps]
+        if isinstance(first, float):
+            total = sum(value * part.updates for value, part in zip(column, parts, strict=True))
+            values[name] = total / max(1, updates)
+        elif isinstance(first, list):
+            values[name] = [sum(counts) for counts in zip(*column, strict=True)]
+        elif isinstance(first, dict):
+            values[name] = dict(sum(map(Counter, column), Counter()))
+        elif first is not None:
+            values[name] = sum(column)
     return ServerEpoch.model_validate(values)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
+from torch.profiler import record_function
 
 T = TypeVar("T")
 
@@ -31,15 +33,24 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._device = device
+        self._named = False
         self.start_epoch()
 
     def start_epoch(self) -> None:
         self._phases: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self._steps: list[Any] = []
 
-    def phase(self, name: str) -> _Phase:
+    def phase(self, name: str) -> _Phase | _NamedPhase:
         """Context manager: its block counts towards phase ``name``."""
-        return _Phase(self, self._phases[name])
+        phase = _Phase(self, self._phases[name])
+        return _NamedPhase(phase, name) if self._named else phase
+
+    @contextmanager
+    def named_phases(self) -> Iterator[None]:
+        """Within the block, phases have their names in a trace by torch.profiler."""
+        self._named = True
+        yield
+        self._named = False
 
     def steps(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, each of which begins a step; waiting for it counts towards ``data_wait``."""
@@ -86,6 +97,21 @@ class _Phase:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._spans.append((self._start, self._clock.now()))
+
+
+class _NamedPhase:
+    """A phase that a trace shows; apart, because it costs microseconds that only a trace is worth."""
+
+    def __init__(self, phase: _Phase, name: str) -> None:
+        self._phase, self._span = phase, record_function(name)
+
+    def __enter__(self) -> None:
+        self._span.__enter__()
+        self._phase.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._phase.__exit__(*error)
+        self._span.__exit__(*error)
 
 
 class Traffic:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,23 +22,27 @@ from gradsync.errors import JobError
 from gradsync.method import Method, Tally
 from gradsync.models import average_buffers, parameter_fingerprint, parameter_sketch
 from gradsync.probe import Stateful, discarded, warm_up_and_probe
+from gradsync.profiling import trace_steps, traced
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
 from gradsync.screen import Progress, say, show_epoch, show_probe
 from gradsync.segments import EpochRecord, merged
-from gradsync.timing import synchronize
+from gradsync.timing import StepClock, synchronize
 
 
 def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults,
-          checkpoints: Checkpoints | None = None) -> dict[str, torch.Tensor]:
+          checkpoints: Checkpoints | None = None, trace: Path | None = None) -> dict[str, torch.Tensor]:
     """Train this replica through the plan and fill ``results``, alike on all replicas.
 
     Goes on from the checkpoint that ``checkpoints`` has found, if any; ``results`` are then those that came with it.
+    ``trace``: where to write a trace of a few steady steps, if anywhere.
     Returns the state dict (on the CPU) of the epoch with the best validation accuracy; empty except on the
     recorder. Raises JobError where ranks disagree on their parameters or a loss is not finite.
     """
     ctx, checkpoints = method.ctx, checkpoints or Checkpoints(method.ctx, plan)
     rest = {"best": {}, **checkpoints.restore(method)}
     warm_up(method, data, results, resumed=checkpoints.saved is not None)
+    if trace:
+        trace_steps(method, first_batch(data), trace)
     torch.manual_seed(method.config.seed + 1 + ctx.rank)  # for dropout: each replica draws its own
     checkpoints.restore_random_state()
     for number in range(checkpoints.start.epoch, len(plan.epoch_lengths) + 1):
@@ -254,13 +259,14 @@ class Server(Stateful, Protocol):
     """What ``serve`` needs of a parameter server."""
 
     ctx: ReplicaContext
+    clock: StepClock
 
     def serve_epoch(self) -> ServerEpoch:
         """Answer the workers until all of them end their epoch."""
         ...
 
 
-def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None) -> None:
+def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None, trace: Path | None = None) -> None:
     """The server's counterpart of ``train``: the same stations, no data, no forward pass."""
     ctx, checkpoints = server.ctx, checkpoints or Checkpoints(server.ctx, plan)
     rest = checkpoints.restore(server)
@@ -268,6 +274,9 @@ def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None) ->
     with discarded(server):
         server.serve_epoch()
     agreed_fingerprints(ctx, server.module, "after the discarded warm-up")
+    if trace:
+        with discarded(server), traced(server.clock, ctx.device, trace):
+            server.serve_epoch()
     segments = [ServerEpoch.model_validate(segment) for segment in rest.get("segments", [])]
     for number in range(checkpoints.start.epoch, len(plan.epoch_lengths) + 1):
         for stop in checkpoints.within(number):

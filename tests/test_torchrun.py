@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from gradsync.profiling import STEPS
 from gradsync.results import read_results
 
 TOP = Path(__file__).resolve().parent.parent
@@ -19,9 +22,20 @@ def torchrun(script: str, ranks: int, flags: list[str], folder: Path) -> subproc
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
 
 
+def check_traces(folder: Path) -> None:
+    """One a rank, in which each steady step has its phases by name."""
+    replica = {"step": STEPS, "pull": STEPS, "forward_backward": STEPS, "push": STEPS}
+    server = {"receive_gradients": 2 * STEPS, "update": STEPS, "send_parameters": 2 * STEPS}  # of two workers
+    assert sorted(path.name for path in folder.iterdir()) == [f"ps_rank{rank}.json" for rank in range(3)]
+    for rank, expected in enumerate((server, replica, replica)):
+        events = json.loads((folder / f"ps_rank{rank}.json").read_text())["traceEvents"]
+        names = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+        assert {name: names[name] for name in expected} == expected
+
+
 @pytest.mark.slow
 def test_parameter_server_speaks_as_users_know_it(tmp_path):
-    run = torchrun("ps_train.py", 3, ["--max-steps", "3"], tmp_path)
+    run = torchrun("ps_train.py", 3, ["--max-steps", "3", "--profile"], tmp_path)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert lines[0] == "Starting Parameter Server Training"
@@ -34,6 +48,7 @@ def test_parameter_server_speaks_as_users_know_it(tmp_path):
     assert [line.startswith(start) for line in lines for start in starts].count(True) == len(starts)
     assert read_results(tmp_path / "results_ps.json").num_workers == 2
     assert (tmp_path / "saved_models" / "ps_best.pth").is_file()
+    check_traces(tmp_path / "profiles")
 
 
 @pytest.mark.slow
