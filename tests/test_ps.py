@@ -347,9 +347,12 @@ def test_a_server_that_ignores_its_bound_is_caught(races):
     assert largest_lead(races[-1][0]) > FAULTY_RACE[0]["staleness"]
 
 
-# Convergence. Sixteen steps of 64 samples an epoch, three epochs, three workers.
+# Convergence. Sixteen steps of 64 samples an epoch, three epochs, three workers. Training accuracy of the last epoch,
+# seeds 1 to 3: synchronous 89.6 to 91.2%, async 88.6 to 90.8%, ssp 88.9 to 91.0%. The order of pushes is left to
+# chance, hence the distance of the bound.
 SEEDS = (1, 2, 3)
-ASYNCHRONOUS = [{"mode": "async"}, {"mode": "ssp", "staleness": 1}, {}]
+LEAST_ACCURACY = 80
+ASYNCHRONOUS = [{"mode": "async"}, {"mode": "ssp", "staleness": 1}]
 CONVERGENCE = [Job(1024, False, 64, config=TrainConfig(epochs=3, lr=0.005, seed=seed, **settings))
                for settings in ASYNCHRONOUS for seed in SEEDS]
 
@@ -363,9 +366,7 @@ def convergence() -> dict[Job, Trajectory]:
 @pytest.mark.parametrize("job", CONVERGENCE, ids=lambda job: f"{job.config.mode}-{job.config.seed}")
 def test_asynchronous_training_converges(job, convergence):
     results = convergence[job].results
-    print(job.config.mode, job.config.seed, [epoch.train_loss for epoch in results.epochs],
-          [epoch.train_accuracy for epoch in results.epochs], results.staleness)
-    assert results.epochs[-1].train_accuracy >= 0
+    assert results.epochs[-1].train_accuracy >= LEAST_ACCURACY
     assert sum(results.staleness.values()) == 3 * 48
     for epoch in results.epochs:
         assert epoch.server.pushes_per_worker == [16] * 3
