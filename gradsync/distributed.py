@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from gradsync.errors import UsageError
 from gradsync.interfaces import interface_towards
@@ -30,6 +31,7 @@ class Launch:
     local_rank: int = 0
     local_world_size: int = 1
     by_torchrun: bool = False
+    restarts: int = 0  # by torchrun on this host, so far
 
     @property
     def num_hosts(self) -> int:
@@ -47,6 +49,7 @@ def read_launch(environment: dict[str, str] | os._Environ[str] = os.environ) -> 
         local_rank=int(environment.get("LOCAL_RANK", rank)),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         by_torchrun=True,
+        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
 
 
@@ -181,6 +184,10 @@ def process_group(
     if store is None and not launch.by_torchrun:
         store = dist.HashStore()
     limit = timedelta(seconds=timeout)
+    if store is None and launch.num_hosts == 1:
+        # torchrun's store outlives a restart: a rank could read the address of a dead one, before the living one has
+        # written its own. (Hosts count their restarts differently, so this serves a single one only.)
+        store = dist.PrefixStore(f"restart_{launch.restarts}", next(rendezvous("env://", timeout=limit))[0])
     where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
     dist.init_process_group(backend, timeout=limit, **where)
     control = dist.new_group(backend="gloo", timeout=limit)
