@@ -22,6 +22,7 @@ from gradsync.distributed import ReplicaContext
 from gradsync.errors import RunError
 from gradsync.main import run_script
 from gradsync.method import Method, StepOutput, Updater
+from gradsync.position import here
 from gradsync.results import ServerEpoch
 from gradsync.timing import StepClock, Traffic
 
@@ -207,6 +208,7 @@ class ParameterServer:
         for parameter in self.trained:
             parameter.grad.zero_()
         self.samples, self.updates = 0, self.updates + 1
+        here.next_step()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gradsync.errors import UsageError
+from gradsync.errors import RunError, UsageError
+
+STORE_SECONDS = 5.0  # for a store to answer
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Launch:
     local_rank: int = 0
     local_world_size: int = 1
     by_torchrun: bool = False
+    # host:port of the store that launch/torchrun.py keeps on the loopback interface; plain torchrun keeps its own
+    launcher_store: str | None = None
 
     @property
     def num_hosts(self) -> int:
@@ -46,6 +52,7 @@ def read_launch(environment: dict[str, str] | os._Environ[str] = os.environ) -> 
         local_rank=int(environment.get("LOCAL_RANK", rank)),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         by_torchrun=True,
+        launcher_store=environment.get("GRADSYNC_STORE"),
     )
 
 
@@ -153,6 +160,51 @@ class ReplicaContext:
         return [json.loads(bytes(data[: int(size)].tolist())) for data, size in zip(gathered, sizes, strict=True)]
 
 
+def own_store(launch: Launch) -> dist.Store:
+    """A connection to the job's store beside the process group's, whose calls may block for long.
+
+    Raises RunError if the launcher, which keeps the store, is gone.
+    """
+    if not launch.by_torchrun:
+        return dist.HashStore()
+    host, port = _store_address(launch)
+    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+    return dist.PrefixStore(f"gradsync/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _store_address(launch: Launch) -> tuple[str, int]:
+    if launch.launcher_store:
+        host, _, port = launch.launcher_store.rpartition(":")
+        return host, int(port)
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def _check_meeting_point(launch: Launch) -> None:
+    """Find out at once what joining the group would find out after ``--timeout``, or not clearly.
+
+    Raises RunError if the launcher that keeps the store is gone, and UsageError if this rank is to keep it at a
+    port that is taken.
+    """
+    host, port = _store_address(launch)
+    if launch.launcher_store or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        give_up = time.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                socket.create_connection((host, port), timeout=STORE_SECONDS).close()
+                return
+            except OSError as error:
+                if time.monotonic() > give_up or (isinstance(error, ConnectionRefusedError) and launch.num_hosts == 1):
+                    raise RunError(f"the launcher's store at {host}:{port} does not answer ({error}); "
+                                   "has the launcher ended?") from error
+                time.sleep(0.2)
+    elif launch.rank == 0:
+        try:
+            socket.create_server(("", port), reuse_port=False).close()
+        except OSError as error:
+            raise UsageError(f"MASTER_PORT {port}: cannot be listened at ({error.strerror}); choose another, "
+                             "or leave it out, and torchrun finds a free one") from error
+
+
 @contextmanager
 def process_group(
     launch: Launch, backend: str, device: torch.device, num_servers: int, timeout: float,
@@ -161,12 +213,18 @@ def process_group(
     """Join the job for the duration of the block. ``store`` replaces the launcher's rendezvous (tests)."""
     if launch.num_hosts == 1 and os.path.isdir("/sys/class/net/lo"):
         # gloo would otherwise look up the host's name, which fails or leaves the machine on some hosts.
+        # Nothing of a job on one host needs to listen to others.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if store is None and not launch.by_torchrun:
-        store = dist.HashStore()
     limit = timedelta(seconds=timeout)
+    if store is None and launch.by_torchrun:
+        _check_meeting_point(launch)
+    if store is None and launch.launcher_store:
+        store = dist.TCPStore(*_store_address(launch), is_master=False, timeout=limit)
+    elif store is None and not launch.by_torchrun:
+        store = dist.HashStore()
     where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
     dist.init_process_group(backend, timeout=limit, **where)
     control = dist.new_group(backend="gloo", timeout=limit)

@@ -22,21 +22,18 @@ from torch import nn
 from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import ReplicaData, smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
-from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group, read_launch
-from gradsync.errors import JobError, RunError, UsageError
+from gradsync.distributed import Launch, ReplicaContext, choose_backend, own_store, process_group, read_launch
+from gradsync.errors import UsageError
+from gradsync.failure import failure_line, is_echo, is_foreseen
+from gradsync.files import below, remove_stale_temporaries, write_together
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
-from gradsync.results import (
-    SCHEMA_VERSION,
-    TIME_FORMAT,
-    Environment,
-    RunResults,
-    remove_stale_temporaries,
-    write_bytes_atomically,
-    write_results,
-)
+from gradsync.position import here
+from gradsync.process import end_with_parent
+from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Environment, RunResults, encode_results, write_results
 from gradsync.screen import say, show_header
 from gradsync.training import Server, serve, train
+from gradsync.watchdog import Watchdog
 
 FIRST_WORD_SECONDS = 20.0
 
@@ -45,6 +42,8 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
                description: str | None = None, argv: list[str] | None = None) -> int:
     """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
     launch = read_launch()
+    if launch.by_torchrun:
+        end_with_parent()
     try:
         prepared = Prepared(choose_method(launch), server, launch, parse_config(argv, description))
     except UsageError as error:
@@ -54,10 +53,20 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
         return 2
     try:
         prepared.run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
     except Exception as error:  # whatever it is, the results file and the one line must say so
         prepared.report_failure(error)
-        return 1
+        return end_process(1)
     return 0
+
+
+def end_process(status: int) -> int:
+    """After a failure, an orderly end may hang or abort in the communication libraries, whose peers are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def leave_the_word_to_another() -> None:
@@ -102,6 +111,7 @@ class Prepared:
         self.output_dir = Path(config.output_dir)
         check_writable(self.output_dir)
         self.results = self.results_so_far(name, per_epoch)
+        self.watchdog = Watchdog(method.name, launch, method.num_servers, config.timeout, self.record_failure)
 
     def results_so_far(self, model: str, samples_per_epoch: int) -> RunResults:
         """What is known before training. ``complete`` is what the file will say if nothing goes wrong."""
@@ -130,6 +140,7 @@ class Prepared:
         config = self.config
         self.results.start_time = datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.method.num_servers, config.timeout) as ctx:
+            self.watchdog.start(own_store(self.launch))
             self.results.environment = describe_environment(ctx)
             if ctx.is_recorder:
                 show_header(self.results, ctx, self.plan, self.data.note)
@@ -138,12 +149,15 @@ class Prepared:
             if ctx.is_server:
                 assert self.server is not None
                 serve(self.server(module, config, ctx, self.plan), self.plan)
-                return
-            data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
-            method = self.method(module, config, ctx, self.plan)
-            best = train(method, data, self.plan, self.results)
-            if ctx.is_recorder:
-                self.write(best)
+            else:
+                data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
+                method = self.method(module, config, ctx, self.plan)
+                best = train(method, data, self.plan, self.results)
+                if ctx.is_recorder:
+                    here.enter("writing the results")
+                    self.write(best)
+            here.enter("leaving")
+        self.watchdog.stop()
 
     def note_short_batch(self) -> None:
         samples = self.data.info.train_samples
@@ -156,46 +170,46 @@ class Prepared:
         self.results.end_time = datetime.now().strftime(TIME_FORMAT)
         buffer = io.BytesIO()
         torch.save(best, buffer)
-        model_path = self.output_dir / "saved_models" / f"{self.method.name}_best.pth"
-        write_bytes_atomically(model_path, buffer.getvalue())
-        write_results(self.path, self.results)
+        write_together({self.model_path: buffer.getvalue(), self.path: encode_results(self.results)})
         self.failed_path.unlink(missing_ok=True)
         say(f"Best validation accuracy: {self.results.best_accuracy:.2f}%")
-        say(f"Results: {self.path}, best model: {model_path}")
+        say(f"Results: {self.path}, best model: {self.model_path}")
 
     @property
     def path(self) -> Path:
-        return self.output_dir / f"results_{self.method.name}.json"
+        return below(self.output_dir, f"results_{self.method.name}.json")
 
     @property
     def failed_path(self) -> Path:
-        return self.output_dir / f"results_{self.method.name}.failed.json"
+        return below(self.output_dir, f"results_{self.method.name}.failed.json")
+
+    @property
+    def model_path(self) -> Path:
+        return below(self.output_dir, "saved_models", f"{self.method.name}_best.pth")
 
     def report_failure(self, error: Exception) -> None:
-        """One line that names the rank; a trace for what we did not foresee; a results file that says failed."""
-        recorder = self.launch.rank == self.method.num_servers
-        if isinstance(error, JobError) and not recorder:
-            leave_the_word_to_another()
-        if isinstance(error, RunError):
-            # A data-loading process wraps the error in its own trace; the last line is the error itself.
-            cause = str(error).strip().splitlines()[-1].removeprefix("gradsync.errors.RunError: ")
-        else:
+        """One line, from the rank that knows the cause; a trace for what we did not foresee."""
+        if not is_foreseen(error):
             traceback.print_exc()
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        message = f"{self.method.name}, rank {self.launch.rank}: {cause}"
-        if recorder:
-            self.results.status, self.results.error = "failed", message
-            self.results.end_time = datetime.now().strftime(TIME_FORMAT)
-            with suppress(OSError, ValueError):  # the failure itself is the news, and it is on the screen
-                write_results(self.failed_path, self.results)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        line = failure_line(error, self.method.name, self.launch.rank)
+        self.watchdog.report(line, echo=is_echo(error))
+
+    def record_failure(self, line: str) -> None:
+        """A results file that says failed. The failure itself is the news, so one in writing it is not reported."""
+        if here.stage == "leaving":  # the results are complete, and written
+            return
+        self.results.status, self.results.error = "failed", line
+        self.results.end_time = datetime.now().strftime(TIME_FORMAT)
+        with suppress(OSError, ValueError):
+            write_results(self.failed_path, self.results)
 
 
 def check_writable(directory: Path) -> None:
     """Create the output directory. Raises UsageError where that, or writing into it, is not possible."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(directory)
+        for folder in (directory, below(directory, "saved_models", "file").parent):
+            remove_stale_temporaries(folder)
     except OSError as error:
         raise UsageError(f"--output-dir {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK | os.X_OK):

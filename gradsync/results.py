@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradsync.errors import UsageError
+from gradsync.files import write_bytes_atomically
 
 SCHEMA_VERSION = 1
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -210,43 +208,15 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` wholly or not at all."""
-    write_bytes_atomically(path, text.encode("utf-8"))
-
-
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` wholly or not at all; raises OSError, and then leaves no temporary file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def remove_stale_temporaries(directory: Path) -> None:
-    """Remove what a crash between writing and renaming has left of earlier results.
-
-    Another run may be writing into the same directory just now, so only files older than an hour are stale.
-    """
-    for leftover in directory.glob(".results_*.json.*.tmp"):
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
+def encode_results(results: RunResults) -> bytes:
+    """``results`` as JSON. Raises ValueError where a figure is not finite."""
+    text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
 
 
 def write_results(path: Path, results: RunResults) -> None:
-    """Write ``results`` as JSON. Raises ValueError where a figure is not finite."""
-    text = json.dumps(results.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(path, text + "\n")
+    """Write ``results`` as JSON. Raises ValueError where a figure is not finite, OSError if it cannot be written."""
+    write_bytes_atomically(path, encode_results(results))
 
 
 def read_results(path: Path) -> RunResults:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gradsync.position import here
+
 T = TypeVar("T")
 
 
@@ -39,16 +41,18 @@ class StepClock:
 
     def phase(self, name: str) -> _Phase:
         """Context manager: its block counts towards phase ``name``."""
-        return _Phase(self, self._phases[name])
+        return _Phase(self, name, self._phases[name])
 
     def steps(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, each of which begins a step; waiting for it counts towards ``data_wait``."""
         iterator = iter(batches)
         while True:
             start = self.now()
+            here.next_step()
             with self.phase("data_wait"):
                 batch = next(iterator, None)
             if batch is None:
+                here.enter("end of training", here.epoch, here.step - 1)
                 return
             self._steps.append(start)
             yield batch
@@ -77,10 +81,11 @@ class StepClock:
 
 
 class _Phase:
-    def __init__(self, clock: StepClock, spans: list[tuple[Any, Any]]) -> None:
-        self._clock, self._spans = clock, spans
+    def __init__(self, clock: StepClock, name: str, spans: list[tuple[Any, Any]]) -> None:
+        self._clock, self._name, self._spans = clock, name, spans
 
     def __enter__(self) -> None:
+        here.begin(self._name)
         self._start = self._clock.now()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,

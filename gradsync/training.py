@@ -17,6 +17,7 @@ from gradsync.distributed import ReplicaContext
 from gradsync.errors import JobError
 from gradsync.method import Method, Tally, Updater
 from gradsync.models import average_buffers, parameter_fingerprint, parameter_sketch
+from gradsync.position import here
 from gradsync.probe import discarded, warm_up_and_probe
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
 from gradsync.screen import Progress, say, show_epoch, show_probe
@@ -30,6 +31,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
     recorder. Raises JobError where ranks disagree on their parameters or a loss is not finite.
     """
     ctx = method.ctx
+    here.enter("warm-up")
     fingerprints = agreed_fingerprints(ctx, method.module, "before the first step")
     results.probe = warm_up_and_probe(method, first_batch(data))
     method.end_epoch()
@@ -45,9 +47,11 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults) ->
         if ctx.is_recorder:
             say(f"Epoch [{number}/{len(plan.epoch_lengths)}]")
         data.sampler.set_epoch(number, steps)
+        here.enter("training", number)
         epoch, record = train_epoch(method, data, number, results)
         epoch.learning_rate = plan.learning_rate_at(sum(plan.epoch_lengths[:number]) - 1)
         epoch.parameter_sketch = parameter_sketch(method.module)
+        here.enter("validation", number)
         average_buffers(method.module, ctx)
         epoch.val_loss, epoch.val_accuracy, epoch.val_samples = evaluate(method, data.val_batches())
         merge_records(ctx, ctx.gather_records(record), epoch, results)
@@ -140,11 +144,13 @@ def evaluate(method: Method, batches: Iterable[Batch]) -> tuple[float, float, in
     loss, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
     samples = 0
     for batch in batches:
+        here.next_step()
         with method.autocast():
             outputs = method.module(batch.images)
             loss += functional.cross_entropy(outputs, batch.labels, reduction="sum")
         correct += (outputs.argmax(dim=1) == batch.labels).sum()
         samples += batch.num_samples
+    here.enter("end of epoch", here.epoch)
     sums = method.ctx.sum_over_replicas(torch.tensor([loss.item(), correct.item(), samples], dtype=torch.float64))
     total_loss, total_correct, total = sums.tolist()
     if not math.isfinite(total_loss):
@@ -210,11 +216,14 @@ class Server(Protocol):
 
 def serve(server: Server, plan: Plan) -> None:
     """The server's counterpart of ``train``: the same stations, no data, no forward pass."""
+    here.enter("warm-up")
     agreed_fingerprints(server.ctx, server.module, "before the first step")
     with discarded(server.module, server.updater):
         server.serve_epoch()
     agreed_fingerprints(server.ctx, server.module, "after the discarded warm-up")
-    for _ in plan.epoch_lengths:
+    for number in range(1, len(plan.epoch_lengths) + 1):
+        here.enter("training", number, step=1)
         epoch = server.serve_epoch()
+        here.enter("validation", number)
         record = {"server": epoch.model_dump(), "fingerprint": parameter_fingerprint(server.module)}
         server.ctx.gather_records(record)
