@@ -42,6 +42,7 @@ main() {
         esac
     done
     source "$(dirname -- "${BASH_SOURCE[0]}")/launch/python_env.sh"
+    to_take_up_again "$@"
     forward_signals
     choose_python "$repo/requirements.txt"
     scratch=$(mktemp -d)
@@ -59,6 +60,16 @@ main() {
     run analyze_results.py --results-dir="$output_dir" --output-dir="$output_dir"
     headline "Files"
     list_files
+}
+
+# Sets after_interruption: the command line that goes on where an interrupted one has stopped.
+to_take_up_again() {
+    local argument words=("$0")
+    for argument in "$@"; do
+        [[ $argument == --resume ]] || words+=("$argument")
+    done
+    words+=(--resume)
+    after_interruption="To go on from here: ${words[*]@Q}"
 }
 
 headline() {
@@ -112,6 +123,8 @@ set_earlier_results_aside() {
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0
+    [[ ! -L $output_dir/previous_results ]] \
+        || fail 2 "$output_dir/previous_results: a link to another directory; nothing is moved there. Remove the link"
     target=$output_dir/previous_results/$(date +%Y-%m-%d_%H-%M-%S)
     while [[ -e $target ]]; do target+=-again; done
     mkdir -p -- "$target"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from gradsync.datasets import ImageData, Key
 from gradsync.distributed import ReplicaContext, share_bounds
+from gradsync.process import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,14 @@ def _loader(dataset: Any, sampler: Any, workers: int, device: torch.device) -> D
         collate_fn=_as_fetched if fetches_batches else default_collate,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_with_replica if workers else None,
     )
+
+
+def _leave_with_replica(worker: int) -> None:
+    """A replica that is killed cannot end its data-loading processes, and its signals are not theirs."""
+    signal.set_wakeup_fd(-1)
+    end_with_parent()
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from gradsync.errors import RunError, UsageError
 
 STORE_SECONDS = 5.0  # for a store to answer
+NCCL_SECONDS = 15.0  # beyond --timeout
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Launch:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    by_torchrun: bool = False
+    by_torchrun: bool = False  # or by anything else that sets the same variables
+    by_agent: bool = False  # of torch elastic, which is this process's parent
     # host:port of the store that launch/torchrun.py keeps on the loopback interface; plain torchrun keeps its own
     launcher_store: str | None = None
 
@@ -52,6 +54,7 @@ def read_launch(environment: dict[str, str] | os._Environ[str] = os.environ) -> 
         local_rank=int(environment.get("LOCAL_RANK", rank)),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         by_torchrun=True,
+        by_agent="TORCHELASTIC_RUN_ID" in environment,
         launcher_store=environment.get("GRADSYNC_STORE"),
     )
 
@@ -219,6 +222,8 @@ def process_group(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
+    # Past its limit NCCL aborts the process without a word, so the watchdog must come first.
+    patience = limit + timedelta(seconds=NCCL_SECONDS) if backend == "nccl" else limit
     if store is None and launch.by_torchrun:
         _check_meeting_point(launch)
     if store is None and launch.launcher_store:
@@ -226,7 +231,7 @@ def process_group(
     elif store is None and not launch.by_torchrun:
         store = dist.HashStore()
     where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
-    dist.init_process_group(backend, timeout=limit, **where)
+    dist.init_process_group(backend, timeout=patience, **where)
     control = dist.new_group(backend="gloo", timeout=limit)
     replica_ranks = list(range(num_servers, launch.world_size))
     replicas = dist.new_group(replica_ranks, backend="gloo", timeout=limit)

@@ -19,6 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
+from gradsync.agreement import check_agreement, describe_data, describe_structure
 from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import ReplicaData, smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
@@ -42,7 +43,7 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
                description: str | None = None, argv: list[str] | None = None) -> int:
     """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
     launch = read_launch()
-    if launch.by_torchrun:
+    if launch.by_agent:
         end_with_parent()
     try:
         prepared = Prepared(choose_method(launch), server, launch, parse_config(argv, description))
@@ -57,8 +58,7 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except Exception as error:  # whatever it is, the results file and the one line must say so
-        prepared.report_failure(error)
-        return end_process(1)
+        return end_process(prepared.report_failure(error))
     return 0
 
 
@@ -135,12 +135,20 @@ class Prepared:
             "optimizer": "sgd", "loss": "cross_entropy",
         }
 
+    def must_agree(self) -> dict[str, Any]:
+        """All that must be equal on every rank: what it was told, and what it found on its host."""
+        return {
+            "method": self.method.name, "backend": self.backend, **self.recipe(self.results.model.name),
+            **describe_data(self.data), "model's tensors": describe_structure(self.model),
+        }
+
     def run(self) -> None:
         """Train and, on the recorder, write the results and the best model."""
         config = self.config
         self.results.start_time = datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.method.num_servers, config.timeout) as ctx:
             self.watchdog.start(own_store(self.launch))
+            check_agreement(ctx, self.must_agree())
             self.results.environment = describe_environment(ctx)
             if ctx.is_recorder:
                 show_header(self.results, ctx, self.plan, self.data.note)
@@ -187,12 +195,12 @@ class Prepared:
     def model_path(self) -> Path:
         return below(self.output_dir, "saved_models", f"{self.method.name}_best.pth")
 
-    def report_failure(self, error: Exception) -> None:
-        """One line, from the rank that knows the cause; a trace for what we did not foresee."""
+    def report_failure(self, error: Exception) -> int:
+        """One line, from the rank that knows the cause; a trace for what we did not foresee. Returns the exit code."""
         if not is_foreseen(error):
             traceback.print_exc()
         line = failure_line(error, self.method.name, self.launch.rank)
-        self.watchdog.report(line, echo=is_echo(error))
+        return self.watchdog.report(line, echo=is_echo(error))
 
     def record_failure(self, line: str) -> None:
         """A results file that says failed. The failure itself is the news, so one in writing it is not reported."""

@@ -11,6 +11,8 @@ import os
 import struct
 from dataclasses import dataclass
 
+from gradsync.process import memory_file
+
 STAGES = ("start-up", "warm-up", "training", "end of training", "validation", "end of epoch", "writing the results",
           "leaving")
 LAYOUT = struct.Struct("<4q32s")  # stage, epoch, step, moves, phase
@@ -31,7 +33,7 @@ class Position:
         self.moved()
 
     def next_step(self) -> None:
-        self.step += 1
+        self.step, self.phase = self.step + 1, ""
         self.moved()
 
     def begin(self, phase: str) -> None:
@@ -58,8 +60,8 @@ class SharedPosition(Position):
     _memory: mmap.mmap | None = None
 
     def share(self) -> int:
-        """A descriptor; ``read_position`` takes it, with this process's id, in another process of the same user."""
-        descriptor = os.memfd_create("position")
+        """A descriptor; ``PeerPosition`` takes it, with this process's id, in another process of the same user."""
+        descriptor = memory_file()
         os.ftruncate(descriptor, LAYOUT.size)
         self._memory = mmap.mmap(descriptor, LAYOUT.size)
         self.moved()

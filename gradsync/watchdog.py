@@ -24,7 +24,7 @@ from gradsync.distributed import Launch
 from gradsync.files import remove_own_temporaries
 from gradsync.noticeboard import BEAT_SECONDS, Cause, Noticeboard
 from gradsync.position import PeerPosition, Position, here
-from gradsync.process import how_it_ended
+from gradsync.process import how_it_ended, kill_process, oom_kills, open_process
 
 SILENT_SECONDS = 3.0  # without a beat: enough to suspect a rank once a collective has failed
 ECHO_SECONDS = 10.0  # a rank whose collective has failed waits this long for the cause of it
@@ -36,7 +36,8 @@ class Peer:
     """Another rank's process on this host."""
 
     def __init__(self, pid: int, shared: int) -> None:
-        self.pid, self.handle, self.position = pid, os.pidfd_open(pid), PeerPosition(pid, shared)
+        """Raises OSError if the process is gone, or this one may not look at it."""
+        self.pid, self.position, self.handle = pid, PeerPosition(pid, shared), open_process(pid)
 
     @property
     def ended(self) -> bool:
@@ -45,7 +46,7 @@ class Peer:
     def kill(self) -> None:
         """For a stopped process, which cannot end when it is told to; torchrun would wait 30 s for it."""
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+            kill_process(self.handle)
 
 
 class Watchdog:
@@ -68,10 +69,12 @@ class Watchdog:
         """Call in the main thread, when all ranks have joined the job."""
         self.board = Noticeboard(store, self.launch.rank, self.launch.world_size)
         self._poll = select.poll()
-        self._peers = {rank: Peer(pid, shared)
-                       for rank, (pid, shared) in self.board.meet(os.getpid(), here.share()).items()}
-        for peer in self._peers.values():
-            self._poll.register(peer.handle, select.POLLIN)
+        self._oom_kills = oom_kills()
+        self._peers: dict[int, Peer] = {}
+        for rank, (pid, shared) in self.board.meet(os.getpid(), here.share()).items():
+            with suppress(OSError):  # then it is watched as if it were on another host
+                self._peers[rank] = Peer(pid, shared)
+                self._poll.register(self._peers[rank].handle, select.POLLIN)
         self._wakeup, theirs = socket.socketpair()
         self._wakeup.setblocking(False)
         theirs.setblocking(False)
@@ -98,19 +101,20 @@ class Watchdog:
         self._wakeup.close()
         self._signals.close()
 
-    def report(self, line: str, echo: bool) -> None:
+    def report(self, line: str, echo: bool) -> int:
         """The main thread's way to end with an error. Says ``line``, unless the job has another cause.
 
-        ``echo``: a failed collective, which says nothing about the reason. Does not return where the watchdog is
-        ending this process already.
+        ``echo``: a failed collective, which says nothing about the reason. Returns the exit code, or does not return
+        where the watchdog is ending this process already.
         """
-        if self._thread is None:  # the job had not begun, so the others hear of it from the launcher
+        if self._thread is None:  # the job had not begun, and there is nobody to agree with
             print(f"error: {line}", file=sys.stderr, flush=True)
-            self.record(line)
-            return
+            if self.launch.rank == self.num_servers:
+                self.record(line)
+            return 1
         cause = self._reason_for_echo(line) if echo else Cause(line)
         self._end.acquire()
-        self._conclude(cause)
+        return self._conclude(cause)
 
     def _reason_for_echo(self, line: str) -> Cause:
         """Wait for the cause; where nobody has named one, see who is missing."""
@@ -136,8 +140,7 @@ class Watchdog:
             cause = self.board.cause or self._death(ready) or self._signal() or self._silence(now, now - moved)
             if cause is not None and not self._stopping:
                 if self._end.acquire(blocking=False):
-                    self._conclude(cause)
-                    os._exit(self.board.cause.status)
+                    os._exit(self._conclude(cause))
                 return  # the main thread is ending this process
 
     def _death(self, ready: list[int]) -> Cause | None:
@@ -196,8 +199,11 @@ class Watchdog:
                      f"{self.timeout:g} s (--timeout) in {self._last_seen(rank)}", rank)
 
     def _lost(self, rank: int, how: str) -> Cause:
-        manner = f", {how}," if how else ""
-        return Cause(f"{self.method}: {self._name(rank)} was lost{manner} in {self._last_seen(rank)}", rank,
+        manner, where = f", {how}," if how else "", self._last_seen(rank)
+        if rank not in self._peers:  # synchronous ranks are at most a step apart, so our own place may tell more
+            where = max(where, here, key=lambda position: position.progress)
+        advice = "; this host ran out of memory, try a smaller --batch-size" if oom_kills() > self._oom_kills else ""
+        return Cause(f"{self.method}: {self._name(rank)} was lost{manner} in {where}{advice}", rank,
                      spoken=bool(how) or not self.launcher_speaks)
 
     def _last_seen(self, rank: int) -> Position:
@@ -210,8 +216,11 @@ class Watchdog:
     def _name(self, rank: int) -> str:
         return f"the parameter server (rank {rank})" if rank < self.num_servers else f"rank {rank}"
 
-    def _conclude(self, cause: Cause) -> None:
-        """Agree on the first cause; say it if it is ours, and write it down where that is this rank's business."""
+    def _conclude(self, cause: Cause) -> int:
+        """Agree on the first cause; say it if it is ours, and write it down where that is this rank's business.
+
+        Returns the exit code.
+        """
         first = self.board.claim(cause)
         agreed = self.board.cause
         recorder = self.num_servers
@@ -221,6 +230,7 @@ class Watchdog:
         if first and agreed.spoken:
             print(f"error: {agreed.line}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        return agreed.status
 
 
 def stuck_rank(positions: Mapping[int, Position], num_servers: int) -> int | None:

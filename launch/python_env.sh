@@ -8,6 +8,7 @@
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$repo/.venv
 child=  # process id of the command that supervise runs
+after_interruption=  # what to print where a signal ends the script
 heartbeat=  # process id of the line printer of a silent installation
 
 fail() {  # STATUS MESSAGE
@@ -33,6 +34,7 @@ on_signal() {  # STATUS
         kill -TERM "$child" 2>/dev/null || true
         wait "$child" 2>/dev/null || true
     fi
+    [[ -z $after_interruption ]] || printf '%s\n' "$after_interruption" >&2
     fail "$1" "interrupted"
 }
 

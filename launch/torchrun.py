@@ -20,6 +20,10 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing torch takes seconds, which are for later
+    from torch.distributed import TCPStore
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 LOOPBACK = "127.0.0.1"
@@ -51,14 +55,16 @@ def main(nproc: str, script: str, arguments: list[str]) -> int:
             return 128 + interruption.sigval
         except ChildFailedError as failure:
             rank, first = failure.get_first_failure()
-            line = last_word(store, Path(script).stem, rank, first.exitcode)
+            signals = {rank: signal.Signals(-one.exitcode).name
+                       for rank, one in failure.failures.items() if one.exitcode < 0}
+            line = last_word(store, Path(script).name, rank, signals)
             if line:
                 print(f"error: {line}", file=sys.stderr, flush=True)
             return 2 if first.exitcode == 2 else 1
     return 0
 
 
-def loopback_store():
+def loopback_store() -> TCPStore:
     """The ranks' store, kept by this process, at a free port of the loopback interface."""
     from torch.distributed import TCPStore
 
@@ -68,15 +74,18 @@ def loopback_store():
     return TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def last_word(store, name: str, rank: int, exit_code: int) -> str:
-    """What is to be said beside what the ranks have said: the signal that ended one, which only its parent knows."""
-    how = f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else ""
-    if store.check([f"{ATTEMPT}/cause"]):
-        cause = json.loads(store.get(f"{ATTEMPT}/cause"))
-        if cause["spoken"]:
-            return ""
-        return cause["line"].replace(" was lost", f" was lost, {how},") if how else cause["line"]
-    return f"{name}: rank {rank} was lost, {how}" if how else ""
+def last_word(store: TCPStore, name: str, first: int, signals: dict[int, str]) -> str:
+    """What is to be said beside what the ranks have said: the signal that ended one, which only its parent knows.
+
+    ``first`` is the rank that ended first, ``signals`` names the signals by rank.
+    """
+    if not store.check([f"{ATTEMPT}/cause"]):
+        return f"{name}: rank {first} was lost, killed by {signals[first]}" if first in signals else ""
+    cause = json.loads(store.get(f"{ATTEMPT}/cause"))
+    if cause["spoken"]:
+        return ""
+    how = f", killed by {signals[cause['rank']]}," if cause["rank"] in signals else ""
+    return cause["line"].replace(" was lost", f" was lost{how}")
 
 
 if __name__ == "__main__":

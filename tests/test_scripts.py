@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -202,7 +203,7 @@ def test_stops_at_the_first_failure(environment: dict[str, str], code: int, star
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_method_and_the_script(number: signal.Signals, code: int, copy: Path, here: Path) -> None:
-    process = subprocess.Popen([copy / "run_all_experiments.sh"], cwd=here, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([copy / "run_all_experiments.sh", "--data-dir=a b"], cwd=here, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHON": sys.executable, "TRAIN_SECONDS": "30"})
     give_up = time.monotonic() + 20
@@ -210,7 +211,10 @@ def test_a_signal_ends_the_method_and_the_script(number: signal.Signals, code: i
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (code, "error: interrupted\n")
+    resume, error = errors.splitlines()
+    assert (process.returncode, error) == (code, "error: interrupted")
+    words = shlex.split(resume.partition(": ")[2])
+    assert words == [str(copy / "run_all_experiments.sh"), "--data-dir=a b", "--resume"]
     assert (here / "ended").exists()  # the method was told, and waited for
     assert [call[0] for call in calls(here)] == ["check_environment.py", "torchrun.py"]
 
@@ -284,7 +288,7 @@ def test_named_python_is_never_changed(copy: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "code", "message"), [
     ("sys.exit(2)", 2, ""),
-    ("os.kill(os.getpid(), 9)", 1, "error: ranks.py: rank 1 was ended by SIGKILL\n"),
+    ("os.kill(os.getpid(), 9)", 1, "error: ranks.py: rank 1 was lost, killed by SIGKILL\n"),
 ])
 def test_launcher_returns_what_the_first_failing_rank_returned(ending: str, code: int, message: str,
                                                                tmp_path: Path) -> None:
