@@ -100,6 +100,8 @@ set_earlier_results_aside() {
         [[ -e $path || -L $path ]] && moved+=("$path")
     done
     ((${#moved[@]})) || return 0
+    [[ ! -L $output_dir/previous_results ]] \
+        || fail 2 "$output_dir/previous_results: a link to another directory; nothing is moved there. Remove the link"
     target=$output_dir/previous_results/$(date +%Y-%m-%d_%H-%M-%S)
     while [[ -e $target ]]; do target+=-again; done
     mkdir -p -- "$target"

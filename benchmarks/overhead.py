@@ -33,8 +33,9 @@ from gradsync.data import ReplicaData
 from gradsync.distributed import process_group, read_launch
 from gradsync.errors import UsageError
 from gradsync.files import write_text_atomically
-from gradsync.main import Prepared, place, replica_data
+from gradsync.main import Prepared
 from gradsync.method import Method
+from gradsync.placement import place, replica_data
 from gradsync.results import RunResults
 from gradsync.timing import synchronize
 from gradsync.training import train_epoch

@@ -32,7 +32,7 @@ from benchmarks.side_by_side import Measurement, table
 from gradsync.config import OneLineParser
 from gradsync.distributed import read_launch
 from gradsync.errors import UsageError
-from gradsync.results import write_text_atomically
+from gradsync.files import write_text_atomically
 
 ROWS = ("none", "baseline_ddp", "all_reduce", "all_reduce_flat", "all_reduce_bucketed", "all_reduce_overlapped", "ps",
         "ps_flat", "ps_pipelined", "ps_pipelined_2servers", "rpc", "raw_all_reduce", "raw_p2p")

@@ -36,7 +36,7 @@ from cifar10.one_process import (
 from gradsync.analysis.output import write
 from gradsync.distributed import Launch
 from gradsync.main import exit_code
-from gradsync.results import TIME_FORMAT, to_json
+from gradsync.results import TIME_FORMAT, encode_json
 from gradsync.screen import say
 
 
@@ -82,15 +82,15 @@ class Study:
             start_time=start, end_time=datetime.now().strftime(TIME_FORMAT), dataset=single.dataset,
             model=single.model, recipe=single.recipe, environment=single.environment, entries=entries)
         pictures = draw(entries, [run.results for run in runs], self.directory)
-        written = write(self.directory, pictures | {Path("parallel_comparison.json"): to_json(comparison).encode()})
+        written = write(self.directory, pictures | {Path("parallel_comparison.json"): encode_json(comparison)})
         say("\n".join(table(entries)))
         say("Written: " + ", ".join(map(str, written)))
 
-    def report_failure(self, error: Exception) -> None:
+    def report_failure(self, error: Exception) -> int:
         if self.running is not None:
-            self.running.report_failure(error)
-        else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            return self.running.report_failure(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
 
 
 def choose(argv: list[str] | None = None) -> OneProcessConfig:

@@ -29,6 +29,7 @@ from gradsync.config import Plan
 from gradsync.distributed import ReplicaContext
 from gradsync.errors import JobError, RunError
 from gradsync.files import remove_stale_temporaries, write_bytes_atomically
+from gradsync.position import here
 from gradsync.probe import Stateful
 from gradsync.results import CheckpointWriting, Count, RunResults, Section
 from gradsync.screen import say
@@ -164,6 +165,7 @@ class Checkpoints:
         Returns when the new checkpoint counts. Raises RunError that names the file which cannot be written.
         """
         start = time.perf_counter()
+        here.begin("checkpoint")
         self.generation += 1
         random = {"cpu": torch.get_rng_state()}
         if self.ctx.device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from gradsync.datasets import ImageData, Key
 from gradsync.distributed import ReplicaContext, share_bounds
+from gradsync.process import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,14 @@ def _loader(dataset: Any, sampler: Any, workers: int, device: torch.device) -> D
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # each iteration draws a seed, which must not move the model's random numbers
+        worker_init_fn=_leave_with_replica if workers else None,
     )
+
+
+def _leave_with_replica(worker: int) -> None:
+    """A replica that is killed cannot end its data-loading processes, and its signals are not theirs."""
+    signal.set_wakeup_fd(-1)
+    end_with_parent()
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +20,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from gradsync.errors import UsageError
+from gradsync.errors import RunError, UsageError
 from gradsync.interfaces import interface_towards
+
+STORE_SECONDS = 5.0  # for a store to answer
+NCCL_SECONDS = 15.0  # beyond --timeout
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,11 @@ class Launch:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    by_torchrun: bool = False
+    by_torchrun: bool = False  # or by anything else that sets the same variables
     restarts: int = 0  # by torchrun on this host, so far
+    by_agent: bool = False  # of torch elastic, which is this process's parent
+    # host:port of the store that launch/torchrun.py keeps on the loopback interface; plain torchrun keeps its own
+    launcher_store: str | None = None
 
     @property
     def num_hosts(self) -> int:
@@ -50,6 +58,8 @@ def read_launch(environment: dict[str, str] | os._Environ[str] = os.environ) -> 
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         by_torchrun=True,
         restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        by_agent="TORCHELASTIC_RUN_ID" in environment,
+        launcher_store=environment.get("GRADSYNC_STORE"),
     )
 
 
@@ -160,16 +170,77 @@ class ReplicaContext:
 def choose_interface(launch: Launch) -> None:
     """Tell gloo and NCCL which network to use, unless the user has: loopback on one host, else towards the first.
 
-    They would otherwise look up the host's name, which fails or leaves the machine on some hosts.
+    They would otherwise look up the host's name, which fails or leaves the machine on some hosts. And nothing of a
+    job on one host needs to listen to others.
     """
     if launch.num_hosts == 1:
         name = "lo" if os.path.isdir("/sys/class/net/lo") else None
     else:
         name = interface_towards(os.environ.get("MASTER_ADDR", ""))
-        if name:
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this one, not those whose names begin so
+
+
+def own_store(launch: Launch) -> dist.Store:
+    """A connection to the job's store beside the process group's, whose calls may block for long.
+
+    Raises RunError if the launcher, which keeps the store, is gone.
+    """
+    if not launch.by_torchrun:
+        return dist.HashStore()
+    host, port = _store_address(launch)
+    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+    return dist.PrefixStore(f"gradsync/{launch.restarts}", store)
+
+
+def _store_address(launch: Launch) -> tuple[str, int]:
+    if launch.launcher_store:
+        host, _, port = launch.launcher_store.rpartition(":")
+        return host, int(port)
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def _check_meeting_point(launch: Launch) -> None:
+    """Find out at once what joining the group would find out after ``--timeout``, or not clearly.
+
+    Raises RunError if the launcher that keeps the store is gone, and UsageError if this rank is to keep it at a
+    port that is taken.
+    """
+    host, port = _store_address(launch)
+    if launch.launcher_store or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        give_up = time.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                socket.create_connection((host, port), timeout=STORE_SECONDS).close()
+                return
+            except OSError as error:
+                if time.monotonic() > give_up or (isinstance(error, ConnectionRefusedError) and launch.num_hosts == 1):
+                    raise RunError(f"the launcher's store at {host}:{port} does not answer ({error}); "
+                                   "has the launcher ended?") from error
+                time.sleep(0.2)
+    elif launch.rank == 0:
+        try:
+            socket.create_server(("", port), reuse_port=False).close()
+        except OSError as error:
+            raise UsageError(f"MASTER_PORT {port}: cannot be listened at ({error.strerror}); choose another, "
+                             "or leave it out, and torchrun finds a free one") from error
+
+
+def _job_store(launch: Launch, limit: timedelta) -> dist.Store | None:
+    """Where the ranks meet; None leaves that to torch."""
+    if not launch.by_torchrun:
+        return dist.HashStore()
+    _check_meeting_point(launch)
+    if launch.num_hosts > 1:
+        return None
+    if launch.launcher_store:
+        store = dist.TCPStore(*_store_address(launch), is_master=False, timeout=limit)
+    else:
+        store = next(rendezvous("env://", timeout=limit))[0]
+    # The launcher's store outlives a restart: a rank could read the address of a dead one, before the living one has
+    # written its own. (Hosts count their restarts differently, so this serves a single one only.)
+    return dist.PrefixStore(f"restart_{launch.restarts}", store)
 
 
 @contextmanager
@@ -181,15 +252,12 @@ def process_group(
     choose_interface(launch)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if store is None and not launch.by_torchrun:
-        store = dist.HashStore()
     limit = timedelta(seconds=timeout)
-    if store is None and launch.num_hosts == 1:
-        # torchrun's store outlives a restart: a rank could read the address of a dead one, before the living one has
-        # written its own. (Hosts count their restarts differently, so this serves a single one only.)
-        store = dist.PrefixStore(f"restart_{launch.restarts}", next(rendezvous("env://", timeout=limit))[0])
+    # Past its limit NCCL aborts the process without a word, so the watchdog must come first.
+    patience = limit + timedelta(seconds=NCCL_SECONDS) if backend == "nccl" else limit
+    store = store or _job_store(launch, limit)
     where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
-    dist.init_process_group(backend, timeout=limit, **where)
+    dist.init_process_group(backend, timeout=patience, **where)
     control = dist.new_group(backend="gloo", timeout=limit)
     replica_ranks = list(range(num_servers, launch.world_size))
     replicas = dist.new_group(replica_ranks, backend="gloo", timeout=limit)

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import os
-import platform
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torchvision
 from torch import nn
 
 from gradsync import variants
+from gradsync.agreement import check_agreement, describe_data, describe_structure
 from gradsync.checkpoint import MANIFEST, Checkpoints, Saved
 from gradsync.config import Plan, TrainConfig, parse_config
-from gradsync.data import ReplicaData, smallest_share
+from gradsync.data import smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
-from gradsync.distributed import Launch, ReplicaContext, choose_backend, process_group, read_launch
-from gradsync.errors import JobError, RunError, UsageError
-from gradsync.files import remove_stale_temporaries, write_bytes_atomically
+from gradsync.distributed import Launch, ReplicaContext, choose_backend, own_store, process_group, read_launch
+from gradsync.errors import UsageError
+from gradsync.failure import failure_line, is_echo, is_foreseen
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
-from gradsync.profiling import trace_path
-from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Environment, Resumption, RunResults, write_results
+from gradsync.outputs import Outputs
+from gradsync.placement import describe_environment, place, replica_data
+from gradsync.position import here
+from gradsync.process import end_with_parent
+from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Resumption, RunResults
 from gradsync.resume import changes, find_checkpoint, has_finished
 from gradsync.screen import say, show_header
 from gradsync.training import Server, serve, train
+from gradsync.watchdog import Watchdog
 
 FIRST_WORD_SECONDS = 20.0
 
@@ -42,6 +42,8 @@ def run_script(choose_method: Callable[[Launch], type[Method]], server: type[Ser
                description: str | None = None, argv: list[str] | None = None) -> int:
     """Run one training script; returns its exit code: 0 done, 2 refused input, 1 failed."""
     launch = read_launch()
+    if launch.by_agent:
+        end_with_parent()
 
     def prepare() -> Prepared:
         method = choose_method(launch)
@@ -56,7 +58,7 @@ class Job(Protocol):
 
     def run(self) -> None: ...
 
-    def report_failure(self, error: Exception) -> None: ...
+    def report_failure(self, error: Exception) -> int: ...
 
 
 def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
@@ -70,10 +72,19 @@ def exit_code(launch: Launch, prepare: Callable[[], Job]) -> int:
         return 2
     try:
         prepared.run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
     except Exception as error:  # whatever it is, the results file and the one line must say so
-        prepared.report_failure(error)
-        return 1
+        return end_process(prepared.report_failure(error))
     return 0
+
+
+def end_process(status: int) -> int:
+    """After a failure, an orderly end may hang or abort in the communication libraries, whose peers are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def leave_the_word_to_another() -> None:
@@ -121,11 +132,11 @@ class Prepared:
         per_epoch = min(info.train_samples, self.plan.epoch_lengths[0] * self.global_batch)
         if smallest_share(per_epoch, self.global_batch, num_replicas) == 1:
             check_normalisation(self.model, info)
-        self.output_dir = Path(config.output_dir)
-        check_writable(self.output_dir)
+        self.outputs = Outputs(Path(config.output_dir), self.name)
         self.results = self.results_so_far(name, per_epoch)
         self.saved = self.take_up() if config.resume else None
-        self.has_finished = config.resume and not self.saved and has_finished(self.path, self.results)
+        self.has_finished = config.resume and not self.saved and has_finished(self.outputs.results, self.results)
+        self.watchdog = Watchdog(self.name, launch, self.num_servers, config.timeout, self.record_failure)
 
     def choose_backend(self) -> tuple[str, torch.device]:
         return choose_backend(self.config.backend, self.launch)
@@ -163,45 +174,61 @@ class Prepared:
 
     def take_up(self) -> Saved | None:
         """What ``--resume`` goes on from, with the results so far. Raises UsageError as ``gradsync.resume`` does."""
-        saved = find_checkpoint(self.checkpoint_folder, self.results, self.launch)
+        saved = find_checkpoint(self.outputs.checkpoints, self.results, self.launch)
         if saved:
             self.results = saved.manifest.results
             self.results.resumed_at.append(Resumption(epoch=saved.position.epoch, step=saved.position.step))
         return saved
+
+    def must_agree(self) -> dict[str, Any]:
+        """All that must be equal on every rank: what it was told, and what it found on its host."""
+        assert self.results.model is not None
+        return {
+            "method": self.name, **(self.results.settings or {}), "backend": self.backend,
+            **self.recipe(self.results.model.name), **describe_data(self.data),
+            "model's tensors": describe_structure(self.model),
+        }
 
     def run(self) -> None:
         """Train and, on the recorder, write the results and the best model; nothing to do if they are there."""
         config = self.config
         if self.has_finished:
             if self.launch.rank == self.num_servers:
-                say(f"Already finished: {self.path}")
+                say(f"Already finished: {self.outputs.results}")
             return
         self.results.start_time = self.results.start_time or datetime.now().strftime(TIME_FORMAT)
         with process_group(self.launch, self.backend, self.device, self.num_servers, config.timeout) as ctx:
-            environment = describe_environment(ctx)
-            if self.saved:
-                self.results.resumed_at[-1].changed = changes(self.results.environment, environment)
-            self.results.environment = environment
-            checkpoints = Checkpoints(ctx, self.plan, self.checkpoint_folder, config.checkpoint_every, self.saved)
+            self.watchdog.start(own_store(self.launch))
+            check_agreement(ctx, self.must_agree())
+            self.note_environment(ctx)
+            checkpoints = Checkpoints(ctx, self.plan, self.outputs.checkpoints, config.checkpoint_every, self.saved)
             checkpoints.agree()
             if ctx.is_recorder:
                 show_header(self.results, ctx, self.plan, self.data.note)
                 self.note_short_batch()
                 self.note_checkpoint()
             module = place(self.model, config, ctx)
-            trace = trace_path(self.output_dir, self.name, ctx) if config.profile else None
+            trace = self.outputs.trace(ctx.rank) if config.profile else None
             if ctx.is_server:
                 assert self.server is not None
                 serve(self.server(module, config, ctx, self.plan), self.plan, checkpoints, trace)
-                return
-            data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
-            method = self.method(module, config, ctx, self.plan)
-            best = train(method, data, self.plan, self.results, checkpoints, trace)
-            if ctx.is_recorder:
-                self.write(best)
-                checkpoints.remove()
-                if trace:
-                    say(f"Traces: {trace.parent}/{self.name}_rank*.json")
+            else:
+                data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
+                method = self.method(module, config, ctx, self.plan)
+                best = train(method, data, self.plan, self.results, checkpoints, trace)
+                if ctx.is_recorder:
+                    here.enter("writing the results")
+                    self.write(best)
+                    checkpoints.remove()
+            here.enter("leaving")
+        self.watchdog.stop()
+
+    def note_environment(self, ctx: ReplicaContext) -> None:
+        """Write down where this runs and, of a resumed run, what is not as it was."""
+        environment = describe_environment(ctx)
+        if self.saved:
+            self.results.resumed_at[-1].changed = changes(self.results.environment, environment)
+        self.results.environment = environment
 
     def note_short_batch(self) -> None:
         samples = self.data.info.train_samples
@@ -214,99 +241,31 @@ class Prepared:
             reached = self.saved.position
             left = (f"next is epoch {reached.epoch}, step {reached.step + 1}"
                     if reached.epoch <= len(self.plan.epoch_lengths) else "all epochs are done")
-            say(f"Resuming from the checkpoint in {self.checkpoint_folder}: {left}")
+            say(f"Resuming from the checkpoint in {self.outputs.checkpoints}: {left}")
             for change in self.results.resumed_at[-1].changed:
                 say(f"Note: another environment than the checkpoint's: {change}")
         elif self.config.resume:
-            say(f"Note: no checkpoint in {self.checkpoint_folder}: starting from the beginning")
-        elif (self.checkpoint_folder / MANIFEST).exists():
-            say(f"Note: {self.checkpoint_folder} holds the checkpoint of a run that did not finish; this one starts "
+            say(f"Note: no checkpoint in {self.outputs.checkpoints}: starting from the beginning")
+        elif (self.outputs.checkpoints / MANIFEST).exists():
+            say(f"Note: {self.outputs.checkpoints} holds the checkpoint of a run that did not finish; this one starts "
                 "from the beginning and will replace it. --resume would go on from there")
 
     def write(self, best: dict[str, torch.Tensor]) -> None:
         """Replace an earlier run's results and best model, now that this one has succeeded."""
-        self.results.end_time = datetime.now().strftime(TIME_FORMAT)
-        buffer = io.BytesIO()
-        torch.save(best, buffer)
-        model_path = self.output_dir / "saved_models" / f"{self.name}_best.pth"
-        try:
-            write_bytes_atomically(model_path, buffer.getbuffer())
-            write_results(self.path, self.results)
-        except OSError as error:
-            raise RunError(f"{error.filename}: cannot be written ({error.strerror}); what was there is as it was, and "
-                           "--resume writes it again without training") from error
-        self.failed_path.unlink(missing_ok=True)
+        self.outputs.write(self.results, best)
         say(f"Best validation accuracy: {self.results.best_accuracy:.2f}%")
-        say(f"Results: {self.path}, best model: {model_path}")
+        say(f"Results: {self.outputs.results}, best model: {self.outputs.best_model}")
+        if self.config.profile:
+            say(f"Traces: {self.outputs.traces}*.json")
 
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.output_dir / "checkpoints" / self.name
-
-    @property
-    def path(self) -> Path:
-        return self.output_dir / f"results_{self.name}.json"
-
-    @property
-    def failed_path(self) -> Path:
-        return self.output_dir / f"results_{self.name}.failed.json"
-
-    def report_failure(self, error: Exception) -> None:
-        """One line that names the rank; a trace for what we did not foresee; a results file that says failed."""
-        recorder = self.launch.rank == self.num_servers
-        if isinstance(error, JobError) and not recorder:
-            leave_the_word_to_another()
-        if isinstance(error, RunError):
-            # A data-loading process wraps the error in its own trace; the last line is the error itself.
-            cause = str(error).strip().splitlines()[-1].removeprefix("gradsync.errors.RunError: ")
-        else:
+    def report_failure(self, error: Exception) -> int:
+        """One line, from the rank that knows the cause; a trace for what we did not foresee. Returns the exit code."""
+        if not is_foreseen(error):
             traceback.print_exc()
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        message = f"{self.name}, rank {self.launch.rank}: {cause}"
-        if recorder:
-            self.results.status, self.results.error = "failed", message
-            self.results.end_time = datetime.now().strftime(TIME_FORMAT)
-            with suppress(OSError, ValueError):  # the failure itself is the news, and it is on the screen
-                write_results(self.failed_path, self.results)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        line = failure_line(error, self.name, self.launch.rank)
+        return self.watchdog.report(line, echo=is_echo(error))
 
-
-def check_writable(directory: Path) -> None:
-    """Create the output directory. Raises UsageError where that, or writing into it, is not possible."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for folder in (directory, directory / "saved_models"):
-            remove_stale_temporaries(folder)
-    except OSError as error:
-        raise UsageError(f"--output-dir {directory}: {error.strerror}") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise UsageError(f"--output-dir {directory}: not writable")
-
-
-def place(model: nn.Module, config: TrainConfig, ctx: ReplicaContext) -> nn.Module:
-    """The model on this rank's device, in the memory format and compiled as the flags say."""
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(ctx.device, memory_format=layout)
-    if config.compile and not ctx.is_server:
-        model.compile()
-    return model
-
-
-def replica_data(data: ImageData, config: TrainConfig, ctx: ReplicaContext, global_batch: int,
-                 dtype: torch.dtype) -> ReplicaData:
-    return ReplicaData(data, ctx, global_batch, config.seed, config.workers, dtype, config.channels_last)
-
-
-def describe_environment(ctx: ReplicaContext) -> Environment:
-    """Versions, devices and transport of the whole job."""
-    gpu = ctx.device.type == "cuda"
-    name = torch.cuda.get_device_name(ctx.device) if gpu else f"CPU {platform.machine()}"
-    records = ctx.gather_records({"host": socket.gethostname(), "device": f"{ctx.device} ({name})"})
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
-    return Environment(
-        python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
-        device=name, devices=[record["device"] for record in records],
-        cpu_cores=len(os.sched_getaffinity(0)), threads_per_rank=torch.get_num_threads(),
-        num_hosts=len({record["host"] for record in records}), ranks_per_host=ctx.launch.local_world_size,
-        backend=ctx.backend, transport="nccl" if ctx.backend == "nccl" else f"gloo over TCP ({interface})",
-    )
+    def record_failure(self, line: str) -> None:
+        """A results file that says failed."""
+        if here.stage != "leaving":  # then the results are complete, and written
+            self.outputs.write_failure(self.results, line)

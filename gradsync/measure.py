@@ -15,8 +15,9 @@ from gradsync.data import Batch, ReplicaData
 from gradsync.datasets import ImageData
 from gradsync.distributed import ReplicaContext
 from gradsync.errors import RunError
-from gradsync.main import Prepared, place, replica_data
+from gradsync.main import Prepared
 from gradsync.method import Method
+from gradsync.placement import place, replica_data
 from gradsync.probe import MAX_ROUNDS, MAX_SECONDS, MIN_ROUNDS, WARM_UP_STEPS
 from gradsync.training import evaluate
 

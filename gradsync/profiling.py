@@ -15,17 +15,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gradsync.data import Batch
-from gradsync.distributed import ReplicaContext
 from gradsync.method import Method
 from gradsync.probe import discarded
 from gradsync.timing import StepClock, synchronize
 
 STEPS = 5
-
-
-def trace_path(output_dir: Path, variant: str, ctx: ReplicaContext) -> Path:
-    """Where the trace of this rank goes."""
-    return output_dir / "profiles" / f"{variant}_rank{ctx.rank}.json"
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradsync.errors import UsageError
-from gradsync.files import write_text_atomically
+from gradsync.files import write_bytes_atomically
 
 SCHEMA_VERSION = 1
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 MAX_BYTES = 512 * 1024 * 1024
+MAX_DEPTH = 32  # of nested objects and lists; ours has 5
+MAX_INTEGER = 2**63 - 1  # larger ones would overflow where they become floating-point numbers
 # Names under which scripts of this kind keep the per-step losses inside an epoch instead of at the top.
 PER_EPOCH_LOSS_KEYS = ("all_losses", "batch_losses", "step_losses", "losses")
 
@@ -233,18 +235,21 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def write_results(path: Path, results: RunResults) -> None:
-    """Write ``results`` as JSON. Raises ValueError where a figure is not finite."""
-    write_text_atomically(path, to_json(results))
+    """Write ``results`` as JSON. Raises ValueError where a figure is not finite, OSError if it cannot be written."""
+    write_bytes_atomically(path, encode_json(results))
 
 
-def to_json(section: BaseModel) -> str:
+def encode_json(section: BaseModel) -> bytes:
     """``section`` as indented JSON. Raises ValueError where a figure is not finite."""
-    return json.dumps(section.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(section.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
 
 
 def read_results(path: Path) -> RunResults:
     """Read ours or an older file; raises UsageError that names the file and the line or key."""
     try:
+        if not path.is_file():
+            raise UsageError(f"{path}: not a file" if path.exists() else f"{path}: no such file")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path}: larger than {MAX_BYTES >> 20} MiB: not a results file")
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -252,12 +257,14 @@ def read_results(path: Path) -> RunResults:
         raise UsageError(f"{path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file truncated?") from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply: not a results file") from error
+    except (UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"{path}: not JSON ({type(error).__name__})") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path}: holds a {type(data).__name__}, expected an object with 'method' and 'epochs'")
-    for key in _non_finite_keys(data):
-        raise UsageError(f"{path}: key {key} is not a finite number")
+    for key, fault in _faults(data):
+        raise UsageError(f"{path}: key {key} is {fault}")
     try:
         return RunResults.model_validate(data)
     except ValidationError as error:
@@ -266,13 +273,17 @@ def read_results(path: Path) -> RunResults:
         raise UsageError(f"{path}: key {key}: {first['msg']}") from error
 
 
-def _non_finite_keys(value: Any, key: str = "") -> Iterator[str]:
-    """Paths of NaN and infinities anywhere, also under keys that the schema does not know."""
+def _faults(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of what no results file holds anywhere, also under keys that the schema does not know."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield key
+        yield key, "not a finite number"
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        yield key, "too large a number"
+    elif isinstance(value, (dict, list)) and depth == MAX_DEPTH:
+        yield key, "nested too deeply"
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _non_finite_keys(item, f"{key}.{name}" if key else str(name))
+            yield from _faults(item, f"{key}.{name}" if key else str(name), depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _non_finite_keys(item, f"{key}.{index}")
+            yield from _faults(item, f"{key}.{index}", depth + 1)

@@ -10,6 +10,7 @@ from torch import nn
 from gradsync.config import Plan, TrainConfig
 from gradsync.distributed import ReplicaContext
 from gradsync.link import Buffer, Link
+from gradsync.position import here
 from gradsync.results import ServerEpoch
 from gradsync.sharding import FlatParameters, pieces, shard, take_initial_parameters
 from gradsync.timing import StepClock
@@ -116,6 +117,7 @@ class ShardServer:
         """All pieces have had their update, or have been spared it because of an overflow."""
         self.updates += 1
         self.optimizer.applied += 1
+        here.next_step()
         if self.scale is not None:
             self.scale.update(overflow)
 

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch.profiler import record_function
 
+from gradsync.position import here
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class StepClock:
 
     def phase(self, name: str) -> _Phase | _NamedPhase:
         """Context manager: its block counts towards phase ``name``."""
-        phase = _Phase(self, self._phases[name])
+        phase = _Phase(self, name, self._phases[name])
         return _NamedPhase(phase, name) if self._named else phase
 
     @contextmanager
@@ -57,9 +59,11 @@ class StepClock:
         iterator = iter(batches)
         while True:
             start = self.now()
+            here.next_step()
             with self.phase("data_wait"):
                 batch = next(iterator, None)
             if batch is None:
+                here.finish_steps()
                 return
             self._steps.append(start)
             yield batch
@@ -88,10 +92,11 @@ class StepClock:
 
 
 class _Phase:
-    def __init__(self, clock: StepClock, spans: list[tuple[Any, Any]]) -> None:
-        self._clock, self._spans = clock, spans
+    def __init__(self, clock: StepClock, name: str, spans: list[tuple[Any, Any]]) -> None:
+        self._clock, self._name, self._spans = clock, name, spans
 
     def __enter__(self) -> None:
+        here.begin(self._name)
         self._start = self._clock.now()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,

@@ -21,6 +21,7 @@ from gradsync.distributed import ReplicaContext
 from gradsync.errors import JobError
 from gradsync.method import Method, Tally
 from gradsync.models import average_buffers, parameter_fingerprint, parameter_sketch
+from gradsync.position import here
 from gradsync.probe import Stateful, discarded, warm_up_and_probe
 from gradsync.profiling import trace_steps, traced
 from gradsync.results import Communication, EpochResults, RunResults, ServerEpoch, summarise
@@ -39,6 +40,7 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults,
     recorder. Raises JobError where ranks disagree on their parameters or a loss is not finite.
     """
     ctx, checkpoints = method.ctx, checkpoints or Checkpoints(method.ctx, plan)
+    here.enter("warm-up")
     rest = {"best": {}, **checkpoints.restore(method)}
     warm_up(method, data, results, resumed=checkpoints.saved is not None)
     if trace:
@@ -49,9 +51,11 @@ def train(method: Method, data: ReplicaData, plan: Plan, results: RunResults,
         if ctx.is_recorder:
             say(f"Epoch [{number}/{len(plan.epoch_lengths)}]")
         data.sampler.set_epoch(number, plan.epoch_lengths[number - 1], checkpoints.first_step(number))
+        here.enter("training", number, checkpoints.first_step(number))
         epoch, record = train_epoch(method, data, number, results, checkpoints, rest)
         epoch.learning_rate = plan.learning_rate_at(sum(plan.epoch_lengths[:number]) - 1)
         epoch.parameter_sketch = parameter_sketch(method.module)
+        here.enter("validation", number)
         average_buffers(method.module, ctx)
         epoch.val_loss, epoch.val_accuracy, epoch.val_samples = evaluate(method, data.val_batches())
         merge_records(ctx, ctx.gather_records(record), epoch, results)
@@ -269,6 +273,7 @@ class Server(Stateful, Protocol):
 def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None, trace: Path | None = None) -> None:
     """The server's counterpart of ``train``: the same stations, no data, no forward pass."""
     ctx, checkpoints = server.ctx, checkpoints or Checkpoints(server.ctx, plan)
+    here.enter("warm-up")
     rest = checkpoints.restore(server)
     agreed_fingerprints(ctx, server.module, "before the first step")
     with discarded(server):
@@ -279,11 +284,13 @@ def serve(server: Server, plan: Plan, checkpoints: Checkpoints | None = None, tr
             server.serve_epoch()
     segments = [ServerEpoch.model_validate(segment) for segment in rest.get("segments", [])]
     for number in range(checkpoints.start.epoch, len(plan.epoch_lengths) + 1):
+        here.enter("training", number, checkpoints.first_step(number) + 1)
         for stop in checkpoints.within(number):
             segments.append(server.serve_epoch())
             served = {"segments": [segment.model_dump() for segment in segments]}
             checkpoints.save(DataPosition(number, stop), server, served)
         segments.append(server.serve_epoch())
+        here.enter("validation", number)
         record = {"server": merged(segments).model_dump(), "fingerprint": parameter_fingerprint(server.module)}
         ctx.gather_records(record)
         segments = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -33,6 +34,23 @@ METHODS = {"baseline_ddp": (baseline_multi_card.Baseline, None), "all_reduce": (
 # 26 images in global batches of 8: on three replicas shares of 3, 3, 2, and at last 1, 1, 0.
 PER_CLASS, CLASSES, GLOBAL_BATCH, STEPS_PER_EPOCH, EPOCHS = 13, 2, 8, 4, 3
 FLAGS = ["--global-batch-size", str(GLOBAL_BATCH), "--epochs", str(EPOCHS), "--image-size", "16", "--lr", "0.05"]
+
+
+class NoWatchdog:
+    """Its thread would outlive a process that is killed in appearance only."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def start(self, store: Any) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def report(self, line: str, echo: bool) -> int:
+        print(f"error: {line}", file=sys.stderr)
+        return 1
 
 
 class Killed(BaseException):
@@ -105,6 +123,7 @@ def run_once(name: str, flags: list[str], launch: Launch, store: dist.Store) -> 
     method, server = METHODS[name]
     original = main.process_group
     with mock.patch.multiple(main, process_group=lambda *args: original(*args, store=store), build_model=build_net,
+                             own_store=lambda launch: None, Watchdog=NoWatchdog, end_process=lambda status: status,
                              read_launch=lambda: launch, FIRST_WORD_SECONDS=0), \
             mock.patch.multiple(probe, WARM_UP_STEPS=1, MIN_ROUNDS=2, MAX_ROUNDS=2), \
             mock.patch.object(training, "merge_records", make_the_second_epoch_the_best):
@@ -173,10 +192,17 @@ def _restore_without(*lost: str):
 
 
 def _restore_with_fresh(part: str):
+    """``part`` as it is at the start of a run: of every replica's state and, by the names it has there, of a server's."""
     def restore(self: Checkpoints, trainer: Any) -> dict[str, Any]:
-        fresh = deepcopy(trainer.state_dict()[part])
+        fresh = deepcopy(trainer.state_dict())
         rest = _restore(self, trainer)
-        trainer.load_state_dict({**trainer.state_dict(), part: fresh})
+        state = trainer.state_dict()
+        if trainer.ctx.is_server:
+            name = {"optimizer": "optimizers", "schedule": "applied"}[part]
+            state["optimizer"][name] = fresh["optimizer"][name]
+        else:
+            state[part] = fresh[part]
+        trainer.load_state_dict(state)
         return rest
 
     return restore

@@ -16,7 +16,17 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_runs import EPOCHS, FAULTS, METHODS, STEPS_PER_EPOCH, Killed, make_images, outcome, runs_on_rank
+from checkpoint_runs import (
+    EPOCHS,
+    FAULTS,
+    METHODS,
+    STEPS_PER_EPOCH,
+    Killed,
+    NoWatchdog,
+    make_images,
+    outcome,
+    runs_on_rank,
+)
 from ranks import run_ranks
 
 import all_reduce_train
@@ -142,7 +152,8 @@ def small_run(*flags: str, killed_after: int | None = None) -> int | None:
             raise Killed
 
     with mock.patch.object(Tally, "add", counting_add), \
-            mock.patch.multiple(probe, WARM_UP_STEPS=1, MIN_ROUNDS=2, MAX_ROUNDS=2):
+            mock.patch.multiple(probe, WARM_UP_STEPS=1, MIN_ROUNDS=2, MAX_ROUNDS=2), \
+            mock.patch.multiple(main, Watchdog=NoWatchdog, end_process=lambda status: status):
         try:
             return main.run_script(lambda launch: all_reduce_train.AllReduce, argv=[*SMALL, *flags])
         except Killed:

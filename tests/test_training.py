@@ -84,11 +84,13 @@ def scripts_on_rank(rank, world_size, store_path, runs):
     codes = []
     probe.WARM_UP_STEPS, probe.MIN_ROUNDS, probe.MAX_ROUNDS = 1, 3, 3
     original = main.process_group
-    store = dist.FileStore(store_path, world_size)
+    store, watch_store = dist.FileStore(store_path, world_size), dist.FileStore(f"{store_path}.watch", world_size)
+    main.end_process = lambda status: status
     main.read_launch = lambda: Launch(rank, world_size, rank, world_size, by_torchrun=True)
     for number, (name, flags) in enumerate(runs):
         method, server = METHODS[name]
         main.process_group = lambda *args, number=number: original(*args, store=dist.PrefixStore(str(number), store))
+        main.own_store = lambda launch, number=number: dist.PrefixStore(str(number), watch_store)
         codes.append(main.run_script(lambda launch, method=method: method, server=server, argv=flags))
         if codes[-1] != 0:
             break  # its process group is left as it was when the run failed
@@ -259,7 +261,6 @@ def nan_on_rank(rank, world_size, store_path, output):
         return result._replace(loss=result.loss * float("nan")) if rank == 1 and self.calls == warm_up + 4 else result
 
     method.step = step
-    main.FIRST_WORD_SECONDS = 0  # no torchrun here that would end the others
     lines = []
     sys.stderr.write = lambda text: lines.append(text)
     code = scripts_on_rank(rank, world_size, store_path, [("all_reduce", ["--epochs", "1", "--output-dir", output])])
@@ -271,10 +272,11 @@ def test_a_failed_run_leaves_earlier_results_alone(tmp_path):  # rows 24 and 28
     (tmp_path / "saved_models").mkdir()
     for name, text in earlier.items():
         (tmp_path / name).write_text(text)
-    for codes, printed in run_ranks(nan_on_rank, 2, str(tmp_path)):
-        assert codes == [1]
-        assert "error: all_reduce, rank " in printed
-        assert "rank 1: the loss is not finite at epoch 1, step 4" in printed
+    codes, printed = zip(*run_ranks(nan_on_rank, 2, str(tmp_path)), strict=True)
+    assert codes == ([1], [1])
+    # Both ranks have found it, and one says so.
+    assert "".join(printed) == ("error: all_reduce: rank 1: the loss is not finite at epoch 1, step 4; "
+                                "try a smaller --lr\n")
     assert {name: (tmp_path / name).read_text() for name in earlier} == earlier
     failed = read_results(tmp_path / "results_all_reduce.failed.json")
     assert failed.status == "failed"

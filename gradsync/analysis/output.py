@@ -1,4 +1,4 @@
-"""The files of an analysis: rendered in memory first, then each replaced wholly or not at all."""
+"""The files of an analysis: rendered in memory first, then replaced together or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradsync.analysis.html_report import render_page
 from gradsync.analysis.message import ENGLISH, Language
 from gradsync.analysis.report import render_report
 from gradsync.errors import RunError, UsageError
-from gradsync.files import write_bytes_atomically
+from gradsync.files import below, remove_stale_temporaries, write_together
 
 CHARTS = {
     "throughput_comparison": bar_charts.throughput_comparison,
@@ -39,19 +39,18 @@ def render(comparison: Comparison, language: Language = ENGLISH) -> dict[Path, b
 
 
 def write(directory: Path, files: dict[Path, bytes]) -> list[Path]:
-    """Write ``files`` below ``directory``, which is made if need be. Returns their paths.
+    """Write ``files`` below ``directory``, all or none; it is made if need be. Returns their paths.
 
     Raises UsageError that names a target which cannot be written, RunError where the disk is full.
     """
-    written = []
-    for relative, content in files.items():
-        path = directory / relative
-        try:
-            write_bytes_atomically(path, content)
-        except OSError as error:
-            text = f"{path}: cannot be written ({error.strerror}); choose another --output-dir"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise RunError(text) from error
-            raise UsageError(text) from error
-        written.append(path)
-    return written
+    targets = {below(directory, str(relative)): content for relative, content in files.items()}
+    try:
+        for folder in dict.fromkeys(path.parent for path in targets):
+            remove_stale_temporaries(folder)
+        write_together(targets)
+    except OSError as error:
+        text = f"{error.filename}: cannot be written ({error.strerror}); choose another --output-dir"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(text) from error
+        raise UsageError(text) from error
+    return list(targets)
