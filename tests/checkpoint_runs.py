@@ -192,7 +192,7 @@ def _restore_without(*lost: str):
 
 
 def _restore_with_fresh(part: str):
-    """``part`` as it is at the start of a run: of every replica's state and, by the names it has there, of a server's."""
+    """``part`` of every rank as it is at the start of a run; a server has it under a name of its own."""
     def restore(self: Checkpoints, trainer: Any) -> dict[str, Any]:
         fresh = deepcopy(trainer.state_dict())
         rest = _restore(self, trainer)
