@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,20 +39,10 @@ def merged(parts: Sequence[ServerEpoch]) -> ServerEpoch:
     """A server's epoch from its segments: seconds per step weigh by updates, counts add up."""
     updates = sum(part.updates for part in parts)
     dumps = [part.model_dump() for part in parts]
-    values: dict[str, Any] = {}
+    values: dict[str, float | int] = {}
     for name, value in dumps[0].items():
         if isinstance(value, float):
             values[name] = sum(dump[name] * dump["updates"] for dump in dumps) / max(1, updates)
         else:
-            values[name] = _total([dump[name] for dump in dumps])
+            values[name] = sum(dump[name] for dump in dumps)
     return ServerEpoch.model_validate(values)
-
-
-def _total(counts: list[Any]) -> Any:
-    """The sum of numbers, of lists item by item, or of histograms; None of what a synchronous server does not count."""
-    if isinstance(counts[0], list):
-        return [sum(items) for items in zip(*counts, strict=True)]
-    if isinstance(counts[0], dict):
-        total = sum(map(Counter, counts), Counter())
-        return {value: total[value] for value in sorted(total, key=int)}
-    return None if counts[0] is None else sum(counts)

@@ -111,19 +111,6 @@ def test_a_servers_segments_add_up():
                                         bytes_sent=11, bytes_received=22, messages=6)
 
 
-@pytest.mark.parametrize(("pushes", "staleness", "wanted"), [
-    ([None, None], [None, None], (None, None)),  # a synchronous server
-    ([[1, 2], [3, 0]], [{"10": 1, "2": 2}, {"2": 1, "3": 2}], ([4, 2], {"2": 3, "3": 2, "10": 1})),
-])
-def test_what_an_asynchronous_server_counts_adds_up(pushes, staleness, wanted):
-    times = dict.fromkeys(("wait", "send_parameters", "receive_gradients", "update"), 0.0)
-    counts = dict.fromkeys(("updates", "bytes_sent", "bytes_received", "messages"), 3)
-    whole = merged([ServerEpoch(**times, **counts, pushes_per_worker=segment, staleness=histogram)
-                    for segment, histogram in zip(pushes, staleness, strict=True)])
-    assert (whole.pushes_per_worker, whole.staleness) == wanted
-    assert list(whole.staleness or {}) == list(wanted[1] or {})
-
-
 @pytest.mark.parametrize(("every", "start", "within", "after"), [
     (0, (1, 0), [[], [], []], [False, False, False]),
     (None, (1, 0), [[], [], []], [True, True, True]),
