@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -83,7 +84,8 @@ def follow(document: str, folder: Path) -> dict:
         file, variable = re.fullmatch(r"# (\S+): (\w+)", where).groups()
         path = folder / file
         path.write_text(entered(path.read_text(), variable, rest))
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}, {str(folder / 'tests')!r}]\n{FOLLOW}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")])}
+    done = subprocess.run([sys.executable, "-c", FOLLOW], cwd=folder, env=environment, capture_output=True, text=True,
+                          timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
