@@ -12,12 +12,14 @@ def done(tmp_path_factory) -> dict:
     return follow(DOCUMENT.read_text(), tmp_path_factory.mktemp("project"))
 
 
+@pytest.mark.slow
 def test_it_follows_the_oracle(done):
     losses, parameters = done["differences"]["None"]
     assert losses <= LOSS_TOLERANCE[True]
     assert parameters <= PARAMETER_TOLERANCE[True]
 
 
+@pytest.mark.slow
 def test_the_fault_that_it_plants_is_caught(done):
     planted = {fault: found for fault, found in done["differences"].items() if fault != "None"}
     assert planted
@@ -26,6 +28,7 @@ def test_the_fault_that_it_plants_is_caught(done):
         assert parameters > 10 * PARAMETER_TOLERANCE[True]
 
 
+@pytest.mark.slow
 def test_its_time_and_traffic_are_known(done):
     assert done["phases"] > 0
     assert done["bytes"] == 2 * done["gradient_bytes"]  # to rank 0, and back
