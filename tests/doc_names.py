@@ -28,6 +28,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w/.~])[\w<>*.-]+(?:/[\w<>*.-]+)*\.(?:py|sh|md|txt|json|png|html|toml|pth|npz)(?!\w)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 COMMAND = re.compile(r"(sudo |[A-Z_]+=\S+ )*(torchrun|python|\./\w+\.sh|\./tests/run)( |$)")
+DRAWN = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b|\b[a-z_]\w+(?=\(\))")  # names in drawings: classes and calls
 DOTTED = re.compile(r"[A-Za-z]\w*(\[\])?(\.\w+(\[\])?)*")
 # Quoted, and not ours: what torch, the kernel and the shell call things.
 FOREIGN = {"address already in use", "out of memory", "NCCL_DEBUG", "INFO", "SIGKILL", "null", "train", "val"}
@@ -117,8 +118,20 @@ def complaints(text: str, folder: Path, known: Iterable[str] = ()) -> list[str]:
         if not is_file(name, folder):
             found.append(f"{name}: no such file, neither here nor written by the project")
     found += [f"{name}: no such flag" for name in dict.fromkeys(FLAG.findall(text)) if not is_flag(name)]
+    found += wrong_synopses(text)
+    drawings = "\n".join(block for language, block in FENCE.findall(text) if not language)
+    found += [f"{name}: no such name" for name in dict.fromkeys(DRAWN.findall(drawings)) if not index().knows(name)]
     links = [target for target in LINK.findall(prose) if not leads_somewhere(target, text, folder)]
     return found + [f"{target}: a link to nothing" for target in links]
+
+
+def wrong_synopses(text: str) -> list[str]:
+    """Of ``--flag a|b|c`` the values that it does not take, and of ``method[_a|_b]`` what no variant is called."""
+    values = [(name, value) for name, words in re.findall(r"(--[a-z][\w-]*) ([\w-]+(?:\|[\w-]+)+)", text)
+              for value in words.split("|")]
+    parts = [part for words in re.findall(r"\w\]?\[(_\w+(?:\|_\w+)*)\]", text) for part in words.split("|")]
+    return [*(f"{name} does not take {value}" for name, value in values if not takes(name, value)),
+            *(f"{part}: no variant is called that" for part in parts if part[1:] not in PARTS)]
 
 
 def commands(text: str) -> list[str]:
@@ -169,9 +182,14 @@ def wrong_flags(span: str) -> str:
     for word, value in zip(words, [*words[1:], "--"], strict=True):
         if not word.startswith("--") or value.startswith("--") or value.isupper():  # a placeholder such as DIR
             continue
-        if not any(accepts(parser, action, value) for parser, action in flags().get(word, ())):
+        if not takes(word, value):
             return f"{span}: {word} does not take {value}"
     return ""
+
+
+def takes(name: str, value: str) -> bool:
+    """Whether some script's flag of this name does."""
+    return any(accepts(parser, action, value) for parser, action in flags().get(name, ()))
 
 
 def accepts(parser: argparse.ArgumentParser, action: argparse.Action, value: str) -> bool:

@@ -34,6 +34,10 @@ FAULTS = {
     "a call of a function that is gone": ("`train_everything()`", "no such name"),
     "a method that is gone": ("`ParameterServerWorker.fetch`", "no such name"),
     "a method of another class": ("`AllReduce.answer_round`", "no such name"),
+    "a class in a drawing": ("```\nring.py: RingServer\n```", "RingServer: no such name"),
+    "a function in a drawing": ("```\nmain.py -> go_round()\n```", "go_round: no such name"),
+    "one of several values": ("`ps_train.py [--mode sync|ring]`", "--mode does not take ring"),
+    "one of several variants": ("all_reduce[_flat|_ring]", "_ring: no variant"),
     "a class that is gone": ("`RingAllReduce.step`", "no such name"),
     "a module that is gone": ("`gradsync.ring`", "no such name"),
     "a name that torch does not have": ("`torch.reduce_everything`", "no such name"),
@@ -111,7 +115,8 @@ def quoted_code(text: str) -> list[str]:
 
 def figures(text: str) -> list[list[str]]:
     """The numbers in each row of each table."""
-    return [re.findall(r"\d+(?:[.,]\d+)*(?:e-?\d+)?", line) for line in FENCE.sub("", text).splitlines() if line[:1] == "|"]
+    rows = re.findall(r"^\|.*", FENCE.sub("", text), re.MULTILINE)
+    return [re.findall(r"\d+(?:[.,]\d+)*(?:e-?\d+)?", row) for row in rows]
 
 
 def targets(text: str, path) -> list[str]:
