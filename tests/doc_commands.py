@@ -138,7 +138,10 @@ def check_script(words: Sequence[str], by_torchrun: bool) -> None:
 
 def check_command(line: str) -> None:
     """Raises UsageError that says why this shell command would be refused."""
-    words = shlex.split(line, comments=True)
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise UsageError(f"no command of a shell ({error})") from error
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         del words[0]
     if words[:1] == ["sudo"]:

@@ -136,9 +136,10 @@ def wrong_synopses(text: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """Those in blocks of shell, in lines of plain text that begin like one, and those quoted in a sentence."""
+    text = text.replace("\\\n", " ")  # a command may go on in the next line
     if "```" not in text:
         return [line.strip() for line in text.splitlines() if COMMAND.match(line.strip())]
-    blocks = [block.replace("\\\n", " ") for language, block in FENCE.findall(text) if language == "bash"]
+    blocks = [block for language, block in FENCE.findall(text) if language == "bash"]
     lines = [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
     quoted = [span for span in SPAN.findall(FENCE.sub("", text)) if COMMAND.match(span) and "[" not in span]
     return lines + quoted

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 
 import pytest
-from doc_commands import TOP
-from doc_names import FENCE, LINK, SPAN, commands, complaints
+from doc_commands import SCRIPTS, TOP
+from doc_names import FENCE, LINK, SPAN, commands, complaints, refused
 
 README, CHINESE = TOP / "README.md", TOP / "docs" / "README_CN.md"
 REFERENCE = TOP / "docs" / "QUICK_REFERENCE.txt"
@@ -92,6 +93,13 @@ def test_a_planted_fault_is_caught(fault):
 def test_a_wrong_command_in_plain_text_is_caught():
     assert complaints("COMMANDS\n  python check_environment.py --nproc 4   # fine\n", TOP / "docs") == []
     assert complaints("COMMANDS\n  python check_environment.py --ranks 4\n", TOP / "docs") != []
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.endswith(".py")])
+def test_a_script_shows_commands_that_it_takes(script):
+    shown = commands(ast.get_docstring(ast.parse((TOP / script).read_text())))
+    assert shown
+    assert [why for line in shown if (why := refused(line))] == []
 
 
 def test_the_reference_is_one_page_of_a_terminal():
