@@ -193,11 +193,13 @@ def evaluate(method: Method, batches: Iterable[Batch]) -> tuple[float, float, in
     loss, correct = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
     samples = 0
     for batch in batches:
+        here.next_step()
         with method.autocast():
             outputs = method.module(batch.images)
             loss += functional.cross_entropy(outputs, batch.labels, reduction="sum")
         correct += (outputs.argmax(dim=1) == batch.labels).sum()
         samples += batch.num_samples
+    here.enter("end of epoch", here.epoch)
     sums = method.ctx.sum_over_replicas(torch.tensor([loss.item(), correct.item(), samples], dtype=torch.float64))
     total_loss, total_correct, total = sums.tolist()
     if not math.isfinite(total_loss):

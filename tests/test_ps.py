@@ -34,7 +34,7 @@ from gradsync.shard_server import LossScale, ShardOptimizer, ShardServer
 from gradsync.sharding import FlatParameters, cut, pieces, shard
 
 SMALL_CHUNK = 0.02  # MiB: the small network's parameters are 0.11 MiB in float32
-BASE = TrainConfig(epochs=2, lr=0.01, seed=7)
+BASE = Job(70, double=True).config
 
 
 # Shards and pieces.
