@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from gradsync.position import Position, here
-from gradsync.process import namespace
+from gradsync.process import host_identity
 
 BEAT_SECONDS = 0.5
 ANSWER_SECONDS = 3.0  # to claim a cause; a store that does not answer in this time is given up
@@ -61,10 +61,10 @@ class Noticeboard:
 
     def meet(self, *about: int) -> dict[int, list[int]]:
         """Wait for all ranks; what the others on this host say ``about`` themselves, by rank. Call before ``start``."""
-        space = namespace()
-        self._store.set(f"process/{self._rank}", json.dumps([space, *about]))
+        host = host_identity()
+        self._store.set(f"process/{self._rank}", json.dumps([host, *about]))
         processes = [json.loads(self._store.get(f"process/{rank}")) for rank in range(self._world_size)]
-        return {rank: rest for rank, (theirs, *rest) in enumerate(processes) if theirs == space and rank != self._rank}
+        return {rank: rest for rank, (theirs, *rest) in enumerate(processes) if theirs == host and rank != self._rank}
 
     def start(self) -> None:
         self._thread.start()

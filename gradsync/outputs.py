@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gradsync.checkpoint import MANIFEST
 from gradsync.errors import RunError, UsageError
 from gradsync.files import below, remove_stale_temporaries, write_together
 from gradsync.results import TIME_FORMAT, RunResults, encode_json, write_results
@@ -45,8 +46,9 @@ class Outputs:
         try:
             write_together({self.best_model: buffer.getvalue(), self.results: encode_json(results)})
         except OSError as error:
-            raise RunError(f"{error.filename}: cannot be written ({error.strerror}); what was there is as it was, and "
-                           "--resume writes it again without training") from error
+            on = ", and --resume goes on from the last checkpoint" if (self.checkpoints / MANIFEST).exists() else ""
+            raise RunError(f"{error.filename}: cannot be written ({error.strerror}); what was there is as it was"
+                           f"{on}") from error
         self.failed_results.unlink(missing_ok=True)
 
     def write_failure(self, results: RunResults, cause: str) -> None:

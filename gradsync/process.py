@@ -45,9 +45,13 @@ def kill_process(handle: int) -> None:
     _checked(_libc.syscall(SYS_PIDFD_SEND_SIGNAL, handle, int(signal.SIGKILL), None, 0))
 
 
-def namespace() -> str:
-    """Equal on two processes if and only if each knows the other by its process id."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+def host_identity() -> str:
+    """Equal on two processes if and only if each knows the other by its process id and both share a network.
+
+    Without the second, a link between them can go down, and one must not take the other's silence for its end.
+    """
+    spaces = (os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net"))
+    return " ".join([Path("/proc/sys/kernel/random/boot_id").read_text().strip(), *spaces])
 
 
 def how_it_ended(pid: int) -> str:

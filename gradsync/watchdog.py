@@ -123,8 +123,10 @@ class Watchdog:
         while self.board.cause is None and (waited := time.monotonic() - start) < ECHO_SECONDS:
             time.sleep(BEAT_SECONDS / 5)
             if waited > SILENT_SECONDS + 2 * BEAT_SECONDS:
+                if time.monotonic() - self.board.answered > SILENT_SECONDS:
+                    return self._unreachable_store()
                 for rank, sighting in sorted(self.board.sightings.items()):
-                    if time.monotonic() - sighting.seen > SILENT_SECONDS:
+                    if self.board.answered - sighting.seen > SILENT_SECONDS:
                         return self._lost(rank, "")
                 if stuck := self._stuck():
                     return stuck
@@ -176,20 +178,24 @@ class Watchdog:
     def _silence(self, now: float, still: float) -> Cause | None:
         """A rank that has stopped answering, a store that has, or a job of which no rank moves any more."""
         for rank, sighting in self.board.sightings.items():
-            if now - sighting.seen > self.timeout:
+            silent = self.board.answered - sighting.seen  # while the store is silent, nobody can be heard
+            if silent > self.timeout:
                 where = self._last_seen(rank)
                 if rank in self._peers:
                     self._peers[rank].kill()
-                return Cause(f"{self.method}: {self._name(rank)} has not answered for {now - sighting.seen:.0f} s "
+                return Cause(f"{self.method}: {self._name(rank)} has not answered for {silent:.0f} s "
                              f"(stopped, or its host cannot be reached), last seen in {where}", rank)
         if now - self.board.answered > self.timeout:
-            return Cause(f"{self.method}, rank {self.launch.rank}: the launcher's store has not answered for "
-                         f"{now - self.board.answered:.0f} s (is the network down?), in {here}")
+            return self._unreachable_store()
         if still > self.timeout + PATIENCE_SECONDS:
             self.board.watch_all()
             time.sleep(3 * BEAT_SECONDS)
             return self._stuck() or Cause(f"{self.method}: no rank has moved for {still:.0f} s, in {here}")
         return None
+
+    def _unreachable_store(self) -> Cause:
+        return Cause(f"{self.method}, rank {self.launch.rank}: the launcher's store has not answered for "
+                     f"{time.monotonic() - self.board.answered:.0f} s (is its host, or the network, down?), in {here}")
 
     def _stuck(self) -> Cause | None:
         rank = stuck_rank({rank: seen.position for rank, seen in self.board.sightings.items()}, self.num_servers)

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from jobs import HERE, LOOPBACK, MARK, TOP, earlier_run, listening, marked, snapshot, wait_for_word
 
+from gradsync.results import read_results
+
 SECONDS = 120
 PATIENT = ["--max-steps", "4", "--timeout", "60", "--batch-size", "16"]
 PLAIN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(HERE / "inject.py")]
@@ -133,10 +135,11 @@ def test_plain_torchrun_is_interrupted(number, start, tmp_path):  # row 6
 
 
 CHECK = """
-import sys
-flags = dict(word.split('=', 1) for word in sys.argv[1:] if '=' in word)
-open(flags['--plan'], 'w').write('nproc 2\\nglobal_batch 32\\nthreads 1\\noutput_dir .\\nseed 7\\nrepeats 1\\n'
-                                 'method ps tests/faults/ps.py\\nmethod all_reduce tests/faults/all_reduce.py\\n')
+import shlex, sys
+plan, *flags = (word.removeprefix('--plan=') for word in sys.argv[1:])
+commands = shlex.join(shlex.join([f'tests/faults/{name}.py', *flags]) for name in ('ps', 'all_reduce'))
+open(plan, 'w').write(f'threads=1 repeats=1 resume={int("--resume" in flags)} seed=7 output_dir=. '
+                      f'methods=(ps all_reduce) ranks=(2 2) folders=("" "") commands=({commands})\\n')
 """
 SCRIPT = """
 import json, os, sys
@@ -155,7 +158,8 @@ def suite(tmp_path: Path) -> Path:
     top = tmp_path / "suite"
     shutil.copytree(TOP / "launch", top / "launch")
     shutil.copytree(TOP / "gradsync", top / "gradsync", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("run_all_experiments.sh", "requirements.txt", "ps_train.py", "all_reduce_train.py"):
+    for name in ("run_all_experiments.sh", "requirements.txt", "ps_train.py", "all_reduce_train.py",
+                 "analyze_results.py"):
         shutil.copy(TOP / name, top)
     (top / "check_environment.py").write_text(CHECK)
     (top / "tests" / "faults").mkdir(parents=True)
@@ -169,7 +173,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_the_one_shot_script_is_ended(number, code, start, suite, tmp_path):  # rows 6 and 7
     started = start([str(suite / "run_all_experiments.sh"), *PATIENT],
                     {"rank": 1, "action": "announce", **HERE_AND_NOW})
@@ -182,3 +186,29 @@ def test_the_one_shot_script_is_ended(number, code, start, suite, tmp_path):  # 
         assert started.end() == (code, ["error: interrupted"])
         assert started.left_over(0) == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["started ps_train"]
+
+
+@pytest.mark.slow
+def test_the_one_shot_script_goes_on_where_it_was_interrupted(start, suite, tmp_path):  # rows 6 and 26
+    """By the very command that it prints: the interrupted method from its checkpoint, the other one from its start."""
+    script, out = str(suite / "run_all_experiments.sh"), tmp_path / "out"
+    started = start([script, *PATIENT, "--checkpoint-every", "1"], {"rank": 1, "action": "announce", **HERE_AND_NOW})
+    started.announced()
+    started.process.send_signal(signal.SIGTERM)
+    _, said = started.process.communicate(timeout=SECONDS)
+    assert started.process.returncode == 143
+    error, advice = said.splitlines()
+    assert error == "error: interrupted"
+    assert started.left_over(0) == []
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "started ps_train"]
+
+    done = subprocess.run(["bash", "-c", advice.removeprefix("To go on from here: ")], cwd=out, capture_output=True,
+                          env={**os.environ, "PYTHON": sys.executable, "FAULT": "[]"}, text=True, timeout=SECONDS,
+                          check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    resumed, fresh = (read_results(out / f"results_{method}.json") for method in ("ps", "all_reduce"))
+    assert [(place.epoch, place.step) for place in resumed.resumed_at] == [(1, 1)]
+    assert fresh.resumed_at == []
+    assert (len(resumed.all_losses), len(fresh.all_losses)) == (4, 4)
+    assert (out / "performance_report.txt").exists()
+    assert not (out / "checkpoints").exists()

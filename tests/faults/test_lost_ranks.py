@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from jobs import Nursery, Outcome, earlier_run, snapshot
+from jobs import SHORT, Nursery, Outcome, earlier_run, snapshot
 
 from gradsync.results import read_results
 
@@ -53,6 +53,50 @@ def test_a_killed_rank_is_named(method, rank, place, name, nursery: Nursery, tmp
     assert outcome.codes[rank] == -9
 
 
+STEP = {"stage": "training", "epoch": 1, "step": 2}
+VARIANTS = [  # results file, method, flags, rank, how the line calls it
+    ("baseline_ddp_fp16", "baseline_ddp", ["--compress", "fp16"], 1, "rank 1"),
+    ("all_reduce_overlapped", "all_reduce", ["--variant", "overlapped"], 2, "rank 2"),
+    ("ps_pipelined", "ps", ["--transfer", "pipelined"], 1, "rank 1"),
+    ("ps_pipelined", "ps", ["--transfer", "pipelined"], 0, SERVER),
+    ("ps_async", "ps", ["--mode", "async"], 2, "rank 2"),
+    ("ps_async", "ps", ["--mode", "async"], 0, SERVER),
+    ("ps_2servers", "ps", ["--num-servers", "2"], 1, "the parameter server (rank 1)"),
+    ("ps_2servers", "ps", ["--num-servers", "2"], 2, "rank 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "flags", "rank", "called"), VARIANTS)
+def test_a_killed_rank_of_a_variant_is_named(name, method, flags, rank, called, nursery: Nursery, tmp_path):
+    before = earlier_run(tmp_path / "out", name)  # rows 1, 2, 3
+    outcome = nursery.run(method, tmp_path / "out", {"rank": rank, "action": "SIGKILL", **STEP}, flags=[*SHORT, *flags])
+    line = rf"{name}: {re.escape(called)} was lost, killed by SIGKILL, in training( \(.*\))?, epoch 1, step 2"
+    check(outcome, tmp_path / "out", name, before, line, rank)
+    assert outcome.codes[rank] == -9
+
+
+@pytest.mark.parametrize(("method", "rank"), [("baseline_ddp", 2), ("all_reduce", 0), ("ps", 0), ("ps", 2)])
+def test_a_rank_killed_in_checkpointing(method, rank, nursery: Nursery, tmp_path):  # rows 1, 2, 3 and 26
+    """The checkpoint before counts: the run goes on from there."""
+    flags = [*SHORT, "--checkpoint-every", "1"]
+    before = earlier_run(tmp_path / "out", method)
+    server = method == "ps" and rank == 0
+    # After two steps. A server counts the one that it has not been asked for yet.
+    second = {"stage": "training", "epoch": 1, "step": 3 if server else 2, "phase": "checkpoint"}
+    outcome = nursery.run(method, tmp_path / "out", {"rank": rank, "action": "SIGKILL", **second}, flags=flags)
+    (error,) = outcome.errors
+    assert re.fullmatch(f"error: {method}: {re.escape(SERVER) if server else f'rank {rank}'} was lost, killed by "
+                        f"SIGKILL, in {in_words(second)}", error)
+    assert [code for other, code in enumerate(outcome.codes) if other != rank] == [1, 1]
+    after = snapshot(tmp_path / "out")
+    assert {path: after[path] for path in before} == before
+    assert nursery.run(method, tmp_path / "out", flags=[*flags, "--resume"]).codes == [0, 0, 0]
+    (resumed,) = read_results(tmp_path / "out" / f"results_{method}.json").resumed_at
+    assert (resumed.epoch, resumed.step) == (1, 1)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "rank"), [("baseline_ddp", 1), ("all_reduce", 0), ("ps", 0), ("ps", 2)])
 def test_a_stopped_rank_is_named_and_ended(method, rank, nursery: Nursery, tmp_path):  # row 4
     before = earlier_run(tmp_path / "out", method)
@@ -66,6 +110,7 @@ def test_a_stopped_rank_is_named_and_ended(method, rank, nursery: Nursery, tmp_p
     assert outcome.codes[rank] == -9, "a stopped process cannot end by itself"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "rank", "phase"), [
     ("baseline_ddp", 1, "data_wait"), ("all_reduce", 2, "data_wait"), ("ps", 1, "forward_backward"),
     ("ps", 0, "update"),

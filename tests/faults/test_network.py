@@ -1,110 +1,85 @@
-"""The link between two hosts goes down, for longer and for shorter than --timeout.
-
-The hosts are network namespaces, joined by a pair of virtual interfaces.
-"""
+"""The link between two hosts goes down, for longer and for shorter than --timeout. The hosts are network namespaces."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from jobs import HERE, TOP, wait_for_word
 
+from benchmarks.namespaces import Hosts
+from gradsync.errors import UsageError
+
 TIMEOUT = 15
-
-
-@dataclass
-class Hosts:
-    """Two hosts, a and b, with addresses 10.213.77.1 and .2."""
-
-    names: tuple[str, str]
-
-    def link(self, state: str) -> None:
-        subprocess.run(["ip", "-n", self.names[1], "link", "set", "eth", state], check=True)
-
-    def start(self, host: int, folder: Path, *faults: dict[str, object]) -> subprocess.Popen[str]:
-        """One rank of an all-reduce job of two."""
-        folder.mkdir()
-        environment = {
-            **os.environ, "MASTER_ADDR": "10.213.77.1", "MASTER_PORT": "29400", "WORLD_SIZE": "2", "RANK": str(host),
-            "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "eth", "FAULT": json.dumps(faults),
-            "ANNOUNCE": str(folder.parent / "pipe")}
-        command = [sys.executable, HERE / "inject.py", TOP / "all_reduce_train.py", "--max-steps", "6", "--timeout",
-                   str(TIMEOUT), "--batch-size", "16"]
-        return subprocess.Popen(["ip", "netns", "exec", self.names[host], *map(str, command)], cwd=folder, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+DOWN = {"rank": 1, "action": "wait_for_go", "stage": "training", "epoch": 1, "step": 3, "phase": "forward_backward"}
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and the ip command")
-    mark = uuid.uuid4().hex[:6]
-    hosts = Hosts((f"gsa{mark}", f"gsb{mark}"))
-    made = subprocess.run(["ip", "netns", "add", hosts.names[0]], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"this host lets nobody make network namespaces: {made.stderr.strip()}")
-    try:
-        subprocess.run(["ip", "netns", "add", hosts.names[1]], check=True)
-        subprocess.run(["ip", "-n", hosts.names[0], "link", "add", "eth", "type", "veth",
-                        "peer", "name", "eth", "netns", hosts.names[1]], check=True)
-        for number, name in enumerate(hosts.names, start=1):
-            subprocess.run(["ip", "-n", name, "addr", "add", f"10.213.77.{number}/24", "dev", "eth"], check=True)
-            for interface in ("lo", "eth"):
-                subprocess.run(["ip", "-n", name, "link", "set", interface, "up"], check=True)
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(Hosts(2, "1gbit"))
+        except UsageError as error:
+            pytest.skip(str(error))
         yield hosts
-    finally:
-        for name in hosts.names:
-            with suppress(subprocess.CalledProcessError):
-                subprocess.run(["ip", "netns", "del", name], check=True, capture_output=True)
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
-    """(exit codes, all lines that begin with ``error:``)"""
+def start(hosts: Hosts, index: int, folder: Path, *faults: dict[str, object]) -> subprocess.Popen[str]:
+    """One rank of an all-reduce job of two, on a host of its own."""
+    folder.mkdir()
+    environment = {
+        **os.environ, "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29400", "RANK": str(index), "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "FAULT": json.dumps(faults),
+        "ANNOUNCE": str(folder.parent / "pipe")}
+    command = [sys.executable, HERE / "inject.py", TOP / "all_reduce_train.py", "--max-steps", "6", "--timeout",
+               str(TIMEOUT), "--batch-size", "16"]
+    return subprocess.Popen(hosts.command(index, [str(word) for word in command]), cwd=folder, text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str]]]:
+    """Of each, the exit code and the lines that begin with ``error:``."""
     try:
-        errors = [line for process in processes for line in process.communicate(timeout=90)[1].splitlines()]
+        said = [process.communicate(timeout=90)[1].splitlines() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], [line for line in errors if line.startswith("error: ")]
+    return [(process.returncode, [line for line in lines if line.startswith("error: ")])
+            for process, lines in zip(processes, said, strict=True)]
 
 
-DOWN = {"rank": 1, "action": "wait_for_go", "stage": "training", "epoch": 1, "step": 3, "phase": "forward_backward"}
+@pytest.fixture
+def cut_off(hosts: Hosts, tmp_path: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks in the middle of a step, when the link of the second has just gone down."""
+    os.mkfifo(tmp_path / "pipe")
+    processes = [start(hosts, 0, tmp_path / "a"), start(hosts, 1, tmp_path / "b", DOWN)]
+    wait_for_word(tmp_path / "pipe", processes[1])
+    hosts.set_link(1, up=False)
+    (tmp_path / "b" / "go").touch()
+    return processes
 
 
 @pytest.mark.slow
-def test_a_link_that_stays_down(hosts: Hosts, tmp_path):  # row 32
-    """Neither side can tell the other, so each names what it misses."""
-    os.mkfifo(tmp_path / "pipe")
-    processes = [hosts.start(0, tmp_path / "a"), hosts.start(1, tmp_path / "b", DOWN)]
-    wait_for_word(tmp_path / "pipe", processes[1])
-    hosts.link("down")
-    (tmp_path / "b" / "go").touch()
-    codes, errors = finish(processes)
-    assert codes == [1, 1]
-    assert len(errors) == 2, errors
-    assert "rank 1 has not answered for" in errors[0]
-    assert "in training" in errors[0]
-    assert "rank 0 has not answered for" in errors[1]
+def test_a_link_that_stays_down(cut_off):  # row 32
+    """Neither side can tell the other, so each names what it misses. The job's store is with rank 0."""
+    (code, (first,)), (other_code, (second,)) = finish(cut_off)
+    assert (code, other_code) == (1, 1)
+    assert re.fullmatch(r"error: all_reduce: rank 1 has not answered for \d+ s \(stopped, or its host cannot be "
+                        r"reached\), last seen in .+", first)
+    assert re.fullmatch(r"error: all_reduce, rank 1: the launcher's store has not answered for \d+ s \(is its host, "
+                        r"or the network, down\?\), in training.*, epoch 1, step 3", second)
 
 
 @pytest.mark.slow
-def test_a_link_that_comes_back(hosts: Hosts, tmp_path):  # row 32
-    os.mkfifo(tmp_path / "pipe")
-    processes = [hosts.start(0, tmp_path / "a"), hosts.start(1, tmp_path / "b", DOWN)]
-    wait_for_word(tmp_path / "pipe", processes[1])
-    hosts.link("down")
-    (tmp_path / "b" / "go").touch()
+def test_a_link_that_comes_back(hosts: Hosts, cut_off):  # row 32
     with pytest.raises(subprocess.TimeoutExpired):  # a third of --timeout: long enough for a send to get lost
-        processes[0].wait(TIMEOUT / 3)
-    hosts.link("up")
-    assert finish(processes) == ([0, 0], [])
+        cut_off[0].wait(TIMEOUT / 3)
+    hosts.set_link(1, up=True)
+    assert finish(cut_off) == [(0, []), (0, [])]

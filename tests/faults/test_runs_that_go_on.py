@@ -12,6 +12,7 @@ import analyze_results
 from gradsync.results import read_results
 
 
+@pytest.mark.slow
 def test_a_straggler_is_named_in_the_report(nursery: Nursery, tmp_path):  # row 5
     outcome = nursery.run("all_reduce", tmp_path, {"rank": 1, "action": "slow_down", "stage": "warm-up"})
     assert outcome.codes == [0, 0, 0], outcome.output
@@ -30,6 +31,7 @@ def test_a_successful_run_takes_the_place_of_a_failed_one(nursery: Nursery, tmp_
     assert read_results(complete).status == "complete"
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_set(nursery: Nursery, tmp_path):  # row 15
     outcome = nursery.run("all_reduce", tmp_path, ranks=2, flags=["--global-batch-size", "4001", "--max-steps", "1"])
     assert outcome.codes == [0, 0]
