@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torchvision
 from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.side_by_side import Measurement
 from check_environment import load_scripts
@@ -62,6 +64,8 @@ class Job:
             method, settings = parse_variant_name(name)
         except ValueError:
             raise UsageError(f"--rows {name}: unknown; give variants or {', '.join(SPECIAL)}") from None
+        if method == "baseline_ddp":  # DDP as its users have it
+            settings = {"bucket_mb": None, **settings}
         return method, replace(self.config, **settings)
 
     def build(self, name: str) -> Row:
@@ -128,9 +132,10 @@ class Job:
         if row.serve is not None:
             row.serve()
         elif operation is not None:
-            operation()
+            for _ in range(self.flags.steps):
+                operation()
             synchronize(self.ctx.device)
-            seconds = time.perf_counter() - start
+            seconds = (time.perf_counter() - start) / self.flags.steps
             if row.end is not None:
                 row.end()
         return self.ctx.max_over_replicas(seconds)
@@ -139,6 +144,21 @@ class Job:
 def no_synchronisation(job: Job) -> Row:
     method, batch = Method(job.copy(), job.config, job.ctx, job.plan), job.batch(job.ctx)
     return Row(step=lambda: ignore(method.local_step(batch)))
+
+
+def stock_ddp(job: Job) -> Row:
+    """DistributedDataParallel and SGD with their defaults, in the loop of any tutorial."""
+    network = DistributedDataParallel(job.copy())
+    optimizer = torch.optim.SGD(network.parameters(), lr=job.config.lr, momentum=job.config.momentum,
+                                weight_decay=job.config.weight_decay)
+    batch = job.batch(job.ctx)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(network(batch.images), batch.labels).backward()
+        optimizer.step()
+
+    return Row(step=step)
 
 
 def remote_procedure_calls(job: Job) -> Row:
@@ -178,7 +198,7 @@ def ignore(_: object) -> None:
 
 
 SPECIAL: dict[str, Callable[[Job], Row]] = {
-    "none": no_synchronisation, "rpc": remote_procedure_calls,
+    "none": no_synchronisation, "stock_ddp": stock_ddp, "rpc": remote_procedure_calls,
     "raw_all_reduce": raw_all_reduce, "raw_p2p": raw_point_to_point,
 }
 

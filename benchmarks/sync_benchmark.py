@@ -5,12 +5,15 @@
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=2 benchmarks/sync_benchmark.py --models resnet18
     sudo python benchmarks/emulated_cluster.py --rate 1gbit --script benchmarks/sync_benchmark.py --models resnet18
 
-Every row has a model of its own in the same processes. A round visits all rows, another one first each time, from
-a common start until the slowest replica holds the new parameters; the first round warms up and is dropped. The
+Every row has a model of its own in the same processes. A round visits all rows, another one first each time, for
+--steps steps from a common start until the slowest replica holds the new parameters; the first round warms up and is
+dropped. The
 table gives medians over the rounds with quartiles, and the median of the rounds' ratios to a reference row; --json
 FILE keeps every figure. Rows are variants as --methods of run_all_experiments.sh calls them, and:
 
     none             the step without synchronisation
+    stock_ddp        DistributedDataParallel and SGD with their defaults: buffers broadcast in every forward pass,
+                     gradients copied out of the buckets, an optimizer that is not fused
     rpc              a parameter server written with torch.distributed.rpc
     raw_all_reduce   the bytes of the gradients in one all-reduce, with no work around it
     raw_p2p          the same bytes between rank 0 and every other one, both directions at once (isend, irecv)
@@ -34,7 +37,7 @@ from gradsync.distributed import read_launch
 from gradsync.errors import UsageError
 from gradsync.files import write_text_atomically
 
-ROWS = ("none", "baseline_ddp", "all_reduce", "all_reduce_flat", "all_reduce_bucketed", "all_reduce_overlapped", "ps",
+ROWS = ("none", "stock_ddp", "baseline_ddp", "all_reduce", "all_reduce_flat", "all_reduce_bucketed", "all_reduce_overlapped", "ps",
         "ps_flat", "ps_pipelined", "ps_pipelined_2servers", "rpc", "raw_all_reduce", "raw_p2p")
 
 
@@ -43,8 +46,9 @@ def parse() -> argparse.Namespace:
                            allow_abbrev=False)
     parser.add_argument("--models", default="resnet18,resnet50", help="of torchvision (default: %(default)s)")
     parser.add_argument("--ranks", default="2,4", help="numbers of ranks, unless torchrun says (default: %(default)s)")
-    parser.add_argument("--rows", default=",".join(ROWS), help="(default: all of those above and %(default)s)")
+    parser.add_argument("--rows", default=",".join(ROWS), help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds, at least 10 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="of a row in a round (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="per replica (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--bucket-mb", type=float, help="as in the training scripts")

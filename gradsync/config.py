@@ -23,7 +23,7 @@ METHOD_CHOICES = {
     "mode": ("sync", "async", "ssp"),
 }
 LR_SCALINGS = ("off", "batch", "replicas")
-BUCKET_MB, DDP_BUCKET_MB = 4, 25  # MiB; DDP's is torch's default
+BUCKET_MB, DDP_BUCKET_MB = 12, 25  # MiB; DDP's is torch's default
 METHOD_NUMBERS = ("bucket_mb", "powersgd_rank", "chunk_mb", "num_servers", "staleness")
 
 
