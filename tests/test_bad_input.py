@@ -121,8 +121,11 @@ def test_missing_cifar10_offers_digits(capsys):
     assert "--dataset digits" in line
 
 
-def test_parameter_server_needs_a_worker(capsys):  # row 16
-    assert "2 ranks" in refused(capsys, [], method="ps")
+@pytest.mark.parametrize(("servers", "ranks", "needed"), [(1, 1, 2), (2, 2, 3), (3, 2, 4)])
+def test_parameter_server_needs_a_worker(servers, ranks, needed, capsys, monkeypatch):  # row 16
+    line = refused(capsys, ["--num-servers", str(servers)], method="ps", ranks=ranks, monkeypatch=monkeypatch)
+    assert f"--num-servers {servers} needs {needed} ranks or more" in line
+    assert f"got {ranks}: start it with torchrun --nproc_per_node={needed}" in line
 
 
 GPUS = [  # row 17: GPUs on the host, ranks, what the line must name

@@ -178,8 +178,8 @@ def test_a_full_disk_at_the_end_of_a_run(nursery: Nursery, tmp_path):  # row 8
         outcome = nursery.run("all_reduce", disk, ranks=2, flags=[*SMALL_MODEL, "--checkpoint-every", "0"])
         after = snapshot(disk)
     after.pop("results_all_reduce.failed.json", None)
-    assert outcome.errors == ["error: all_reduce, rank 0: saved_models/all_reduce_best.pth: cannot be written (No space "
-                              "left on device); what was there is as it was"]
+    assert outcome.errors == ["error: all_reduce, rank 0: saved_models/all_reduce_best.pth: cannot be written (No "
+                              "space left on device); what was there is as it was"]
     assert outcome.codes == [1, 1]
     assert after == before
 

@@ -192,7 +192,8 @@ def test_the_one_shot_script_is_ended(number, code, start, suite, tmp_path):  # 
 def test_the_one_shot_script_goes_on_where_it_was_interrupted(start, suite, tmp_path):  # rows 6 and 26
     """By the very command that it prints: the interrupted method from its checkpoint, the other one from its start."""
     script, out = str(suite / "run_all_experiments.sh"), tmp_path / "out"
-    started = start([script, *PATIENT, "--checkpoint-every", "1"], {"rank": 1, "action": "announce", **HERE_AND_NOW})
+    second = {"rank": 1, "action": "announce", **HERE_AND_NOW, "phase": "forward_backward"}
+    started = start([script, *PATIENT, "--checkpoint-every", "1"], second)
     started.announced()
     started.process.send_signal(signal.SIGTERM)
     _, said = started.process.communicate(timeout=SECONDS)

@@ -13,13 +13,14 @@ from gradsync.results import read_results
 
 
 @pytest.mark.slow
-def test_a_straggler_is_named_in_the_report(nursery: Nursery, tmp_path):  # row 5
-    outcome = nursery.run("all_reduce", tmp_path, {"rank": 1, "action": "slow_down", "stage": "warm-up"})
+@pytest.mark.parametrize(("method", "rank", "other"), [("baseline_ddp", 0, 1), ("all_reduce", 1, 0), ("ps", 2, 1)])
+def test_a_straggler_is_named_in_the_report(method, rank, other, nursery: Nursery, tmp_path):  # row 5
+    outcome = nursery.run(method, tmp_path, {"rank": rank, "action": "slow_down", "stage": "warm-up"})
     assert outcome.codes == [0, 0, 0], outcome.output
     assert analyze_results.main(["--results-dir", str(tmp_path), "--output-dir", str(tmp_path)]) == 0
     report = (tmp_path / "performance_report.txt").read_text()
-    assert "rank 1 works" in report
-    assert "rank 0 works" not in report
+    assert f"rank {rank} works" in report
+    assert f"rank {other} works" not in report
 
 
 def test_a_successful_run_takes_the_place_of_a_failed_one(nursery: Nursery, tmp_path):  # row 24

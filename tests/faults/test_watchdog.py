@@ -21,7 +21,7 @@ from gradsync.agreement import first_difference
 from gradsync.distributed import Launch, process_group
 from gradsync.errors import JobError, RunError, UsageError
 from gradsync.failure import failure_line, is_echo
-from gradsync.noticeboard import Cause, Noticeboard
+from gradsync.noticeboard import Cause, Noticeboard, Sighting
 from gradsync.position import STAGES, PeerPosition, Position, SharedPosition
 from gradsync.process import how_it_ended, in_words, oom_kills
 from gradsync.watchdog import stuck_rank
@@ -108,6 +108,46 @@ def test_a_rank_killed_for_want_of_memory(monkeypatch):  # row 29
         watch.stop()
         assert line.startswith("ps: rank 0 was lost, killed by SIGKILL, in ")
         assert line.endswith("this host ran out of memory, try a smaller --batch-size") is advised
+
+
+class Ageing:
+    """A clock and a board: as time goes by, what has fallen silent stays so, and all else is heard of again."""
+
+    def __init__(self, store: float, rank: float) -> None:
+        """Seconds since the store has answered, and since rank 1 was heard of."""
+        self.now, self.cause, self.answered = 100.0, None, 100.0 - store
+        self.sightings = {1: Sighting(Position(), 1, 100.0 - rank, 100.0)}
+        self.store_answers, self.rank_answers = store == 0, rank == 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.answered += seconds * self.store_answers
+        self.sightings[1].seen += seconds * self.rank_answers
+
+    def watch_all(self) -> None:
+        pass
+
+
+STORE = "the launcher's store has not answered"
+UNHEARD = [  # seconds since the store has answered, since rank 1 was heard of, the first sign, why a collective failed
+    (0, 0, None, "the echo"), (0, 20, "rank 1 has not answered for 20 s", "rank 1 was lost"),
+    (20, 20, STORE, STORE), (20, 22, STORE, STORE),
+]
+
+
+@pytest.mark.parametrize(("store", "rank", "sign", "reason"), UNHEARD)
+def test_a_rank_is_not_silent_because_the_store_is(store, rank, sign, reason, monkeypatch):  # row 32
+    """Else a host that is cut off would blame a rank of its own, and kill it."""
+    board = Ageing(store, rank)
+    monkeypatch.setattr(watchdog, "time", board)
+    watch = watchdog.Watchdog("ps", Launch(), 0, 5.0, print)
+    watch.board, watch._peers, watch._oom_kills = board, {}, oom_kills()
+    cause = watch._silence(board.now, 0.0)
+    assert cause is None if sign is None else sign in cause.line
+    assert reason in watch._reason_for_echo("the echo").line
 
 
 def test_the_kernels_count_can_be_read():
