@@ -37,8 +37,9 @@ from gradsync.distributed import read_launch
 from gradsync.errors import UsageError
 from gradsync.files import write_text_atomically
 
-ROWS = ("none", "stock_ddp", "baseline_ddp", "all_reduce", "all_reduce_flat", "all_reduce_bucketed", "all_reduce_overlapped", "ps",
-        "ps_flat", "ps_pipelined", "ps_pipelined_2servers", "rpc", "raw_all_reduce", "raw_p2p")
+ROWS = ("none", "stock_ddp", "baseline_ddp", "all_reduce", "all_reduce_flat", "all_reduce_bucketed",
+        "all_reduce_overlapped", "ps", "ps_flat", "ps_pipelined", "ps_pipelined_2servers", "rpc", "raw_all_reduce",
+        "raw_p2p")
 
 
 def parse() -> argparse.Namespace:
