@@ -82,7 +82,7 @@ CATALOGUE: dict[str, str] = {
     "sample slower.":
         "各部分超出理想均分单设备一步的时间，占每步的百分比：合计为 100 - 效率。"
         "较小的批量份额或共用的内存使每个样本变慢时，计算也会损失效率。",
-    "Audit of the study:": "研究的审计：",
+    "Audit of the study:": "研究的审核：",
     "Each point in full:": "各点的完整报告：",
     "Speed-up study: methods of gradient synchronisation": "加速研究：梯度同步方法",
     "Speed-up study": "加速研究",
