@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from cifar10.data_parallel_train import DataParallel
 from cifar10.model_parallel_train import ModelParallel, Pipeline
 from cifar10.network import two_part_cnn
 from cifar10.one_process import OneProcessConfig, OneProcessMethod, OneProcessRun, SingleDevice, open_data
+from gradsync import main
 from gradsync.config import Plan
 from gradsync.data import Batch
 from gradsync.distributed import Launch
@@ -443,9 +445,14 @@ def test_a_failing_run_is_named_and_leaves_the_comparison_alone(
         raise RunError("planted")
 
     monkeypatch.setattr(SingleDevice, "forward_backward", explode)
+    monkeypatch.setattr(main, "end_process", lambda status: status)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert exit_code(Launch(), lambda: compare_parallel.Study(config)) == 1
     finally:
+        signal.set_wakeup_fd(-1)  # the watchdog's, like its handlers; a failed process leaves them to its end, too
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         torch.distributed.destroy_process_group()  # a failed process leaves it to its end
     assert capsys.readouterr().err == "error: single, rank 0: planted\n"
     assert (tmp_path / "parallel_comparison.json").read_text() == "earlier"
