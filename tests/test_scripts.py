@@ -355,7 +355,7 @@ def test_named_python_is_never_changed(copy: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "code", "message"), [
     ("sys.exit(2)", 2, ""),
-    ("os.kill(os.getpid(), 9)", 1, "error: ranks.py: rank 1 was ended by SIGKILL\n"),
+    ("os.kill(os.getpid(), 9)", 1, "error: ranks.py: rank 1 was lost, killed by SIGKILL\n"),
 ])
 def test_launcher_returns_what_the_first_failing_rank_returned(ending: str, code: int, message: str,
                                                                tmp_path: Path) -> None:
