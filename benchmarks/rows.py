@@ -235,7 +235,9 @@ def rpc_agents(ctx: ReplicaContext, wanted: bool) -> Iterator[None]:
     with socket.socket() as free:  # the launcher's own port is taken
         free.bind(("", 0))
         port = ctx.gather_records({"port": free.getsockname()[1]})[0]["port"]
-    options = rpc.TensorPipeRpcBackendOptions(init_method=f"tcp://{host}:{port}", rpc_timeout=RPC_SECONDS)
+    # Of its transports, shared memory polls: with more ranks than cores everything else then takes seconds.
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"tcp://{host}:{port}", rpc_timeout=RPC_SECONDS,
+                                              _transports=["uv"])
     rpc.init_rpc(f"rank{ctx.rank}", rank=ctx.rank, world_size=ctx.world_size, rpc_backend_options=options)
     yield
     rpc.shutdown()
