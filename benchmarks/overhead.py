@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from baseline_multi_card import NO_BUFFER_SYNC, Baseline
+from benchmarks.side_by_side import quartiles
 from gradsync.checkpoint import Checkpoints
 from gradsync.config import OneLineParser, Plan, TrainConfig, add_arguments
 from gradsync.data import ReplicaData
@@ -81,7 +82,7 @@ def measure(method: Method, bare: DistributedDataParallel, data: ReplicaData, ro
 
 def report(times: list[tuple[float, float]]) -> str:
     ratios = [shared / bare for shared, bare in times]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, median, high = quartiles(ratios)
     shared, bare = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
     return (f"step: shared loop {shared:.2f} ms, bare loop {bare:.2f} ms (medians of {len(times)} rounds)\n"
             f"ratio: median {median:.4f}, quartiles {low:.4f} - {high:.4f}, n = {len(times)}")

@@ -48,7 +48,7 @@ class Job:
     """One model on all ranks of this job."""
 
     def __init__(self, contexts: dict[int, ReplicaContext], model: str, flags: argparse.Namespace) -> None:
-        self.contexts, self.ctx, self.flags = contexts, contexts[0], flags
+        self.name, self.contexts, self.ctx, self.flags = model, contexts, contexts[0], flags
         torch.manual_seed(0)
         self.model = torchvision.models.get_model(model, weights=None, num_classes=10)
         self.config = TrainConfig(bucket_mb=flags.bucket_mb, chunk_mb=flags.chunk_mb, max_steps=1_000_000)
@@ -57,21 +57,12 @@ class Job:
 
     def is_possible(self, name: str) -> bool:
         """A row that this number of ranks cannot hold is left out: two servers of two ranks."""
-        return name in SPECIAL or num_servers(*self.parsed(name)) < self.ctx.world_size
-
-    def parsed(self, name: str) -> tuple[str, TrainConfig]:
-        try:
-            method, settings = parse_variant_name(name)
-        except ValueError:
-            raise UsageError(f"--rows {name}: unknown; give variants or {', '.join(SPECIAL)}") from None
-        if method == "baseline_ddp":  # DDP as its users have it
-            settings = {"bucket_mb": None, **settings}
-        return method, replace(self.config, **settings)
+        return servers_of(name, self.config) < self.ctx.world_size
 
     def build(self, name: str) -> Row:
         if name in SPECIAL:
             return SPECIAL[name](self)
-        method, config = self.parsed(name)
+        method, config = variant(name, self.config)
         (script,) = load_scripts(((method, {}),))
         return self.row(script.method, script.server, config, num_servers(method, config))
 
@@ -114,7 +105,7 @@ class Job:
         for number in range(self.flags.rounds + 1):
             if self.ctx.rank == 0:
                 what = f"round {number} of {self.flags.rounds}" if number else "warm-up"
-                print(f"{self.flags.models}, {self.ctx.world_size} ranks: {what}", file=sys.stderr, flush=True)
+                print(f"{self.name}, {self.ctx.world_size} ranks: {what}", file=sys.stderr, flush=True)
             for name in names[number % len(names):] + names[: number % len(names)]:
                 row = self.rows[name]
                 # A full step first: an exchange needs gradients to be there.
@@ -207,7 +198,7 @@ def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
     """All models in turn; the measurements on rank 0, nothing on the others."""
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
-        most = max((num_servers(*_parsed(name)) for name in flags.rows.split(",") if name not in SPECIAL), default=0)
+        most = max(servers_of(name, TrainConfig()) for name in flags.rows.split(","))
         contexts = {0: ctx}
         for servers in range(1, min(max(most, 1), ctx.world_size - 1) + 1):
             replicas = dist.new_group(list(range(servers, ctx.world_size)), backend="gloo")
@@ -217,9 +208,20 @@ def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
     return measurements if launch.rank == 0 else []
 
 
-def _parsed(name: str) -> tuple[str, TrainConfig]:
-    method, settings = parse_variant_name(name)
-    return method, replace(TrainConfig(), **settings)
+def variant(name: str, config: TrainConfig) -> tuple[str, TrainConfig]:
+    """The method and the flags of a row that is a variant. Raises UsageError for a name that is none."""
+    try:
+        method, settings = parse_variant_name(name)
+    except ValueError:
+        raise UsageError(f"--rows {name}: unknown; give variants or {', '.join(SPECIAL)}") from None
+    if method == "baseline_ddp":  # its own default; --bucket-mb is for the buckets made by hand
+        settings = {"bucket_mb": None, **settings}
+    return method, replace(config, **settings)
+
+
+def servers_of(name: str, config: TrainConfig) -> int:
+    """Server ranks of a row, as its name says."""
+    return 0 if name in SPECIAL else num_servers(*variant(name, config))
 
 
 @contextmanager
