@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cifar10.network import NAME, two_part_cnn
-from gradsync.config import OneLineParser, Plan, TrainConfig, _number
+from gradsync.config import OneLineParser, Plan, TrainConfig, number_in
 from gradsync.data import Batch
 from gradsync.datasets import ImageData, open_dataset
 from gradsync.distributed import Launch, read_launch
@@ -52,23 +52,23 @@ def make_parser(description: str | None) -> OneLineParser:
     parser = OneLineParser(description=description, allow_abbrev=False,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     default = OneProcessConfig()
-    count = _number(int, 1, 1_000_000)
+    count = number_in(int, 1, 1_000_000)
     parser.add_argument("--data-root", dest="data_dir", default=default.data_dir, metavar="DIR",
                         help="holds CIFAR-10 in torchvision's layout, cifar-10-batches-py/ (default: %(default)s)")
     parser.add_argument("--dataset", choices=("cifar10", "digits"), default=default.dataset,
                         help="digits come with the project (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="allow CIFAR-10 to be downloaded into DIR (170 MB)")
     parser.add_argument("--epochs", type=count, default=default.epochs, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=_number(int, 1, 16_777_216), default=default.batch_size, metavar="N",
+    parser.add_argument("--batch-size", type=number_in(int, 1, 16_777_216), default=default.batch_size, metavar="N",
                         help="samples per step, over all devices (default: %(default)s)")
     parser.add_argument("--max-steps", type=count, metavar="N", help="end the run after this many optimizer steps")
-    parser.add_argument("--lr", type=_number(float, 0, 1e6, above=True), default=default.lr, metavar="RATE",
+    parser.add_argument("--lr", type=number_in(float, 0, 1e6, above=True), default=default.lr, metavar="RATE",
                         help="learning rate of Adam (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default=default.device,
                         help="gpu falls back to the CPU where there is none, and says so (default: %(default)s)")
-    parser.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=default.seed, metavar="N",
+    parser.add_argument("--seed", type=number_in(int, 0, 2**32 - 1), default=default.seed, metavar="N",
                         help="of weights, data order and augmentation (default: %(default)s)")
-    parser.add_argument("--num-workers", dest="workers", type=_number(int, 0, 512), default=default.workers,
+    parser.add_argument("--num-workers", dest="workers", type=number_in(int, 0, 512), default=default.workers,
                         metavar="N", help="data-loading processes (default: %(default)s)")
     parser.add_argument("--output-dir", default=default.output_dir, metavar="DIR",
                         help="for the results and saved_models/ (default: ./%(default)s)")
@@ -76,7 +76,7 @@ def make_parser(description: str | None) -> OneLineParser:
 
 
 def add_chunks(parser: OneLineParser, default: int, extra: str) -> None:
-    parser.add_argument("--chunks", type=_number(int, 1, 65_536), default=default, metavar="M",
+    parser.add_argument("--chunks", type=number_in(int, 1, 65_536), default=default, metavar="M",
                         help=f"micro-batches into which model parallelism cuts a batch, so that both devices work at "
                              f"once; {extra} (default: %(default)s)")
 

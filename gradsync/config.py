@@ -144,7 +144,8 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
-def _number(kind: type, low: float, high: float, *, above: bool = False) -> Callable[[str], Any]:
+def number_in(kind: type, low: float, high: float, *, above: bool = False) -> Callable[[str], Any]:
+    """A flag's ``type``: takes a ``kind`` from ``low`` (``above``: but not that) to ``high``, and says so otherwise."""
     noun = "whole number" if kind is int else "number"
     bounds = f"{'above' if above else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
 
@@ -163,16 +164,16 @@ def _number(kind: type, low: float, high: float, *, above: bool = False) -> Call
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all training scripts share."""
     default = TrainConfig()
-    count, size = _number(int, 1, 1_000_000), _number(int, 1, 16_777_216)
+    count, size = number_in(int, 1, 1_000_000), number_in(int, 1, 16_777_216)
 
     group = parser.add_argument_group("data")
     group.add_argument("--data-dir", metavar="DIR", help="directory of the data set (default: ./)")
     group.add_argument("--dataset", choices=DATASETS, default=default.dataset,
                        help="auto takes imagefolder if DIR/train exists, else the embedded digits (default: auto)")
     group.add_argument("--download", action="store_true", help="allow cifar10 to be downloaded into DIR")
-    group.add_argument("--image-size", type=_number(int, 8, 4096), metavar="PIXELS",
+    group.add_argument("--image-size", type=number_in(int, 8, 4096), metavar="PIXELS",
                        help="side of a training image (default: digits 28, cifar10 32, otherwise 224)")
-    group.add_argument("--workers", type=_number(int, 0, 512), metavar="N",
+    group.add_argument("--workers", type=number_in(int, 0, 512), metavar="N",
                        help="data-loading processes per rank (default: 0 for data in memory, else by CPU count)")
 
     group = parser.add_argument_group("model")
@@ -190,11 +191,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--global-batch-size", type=size, metavar="N",
                        help="samples per step over all replicas (default: batch size x replicas)")
     group.add_argument("--max-steps", type=count, metavar="N", help="end the run after this many optimizer steps")
-    group.add_argument("--lr", type=_number(float, 0, 1e6, above=True), default=default.lr, metavar="RATE",
+    group.add_argument("--lr", type=number_in(float, 0, 1e6, above=True), default=default.lr, metavar="RATE",
                        help="learning rate of the global batch (default: %(default)s)")
-    group.add_argument("--momentum", type=_number(float, 0, 0.999999), default=default.momentum, metavar="M",
+    group.add_argument("--momentum", type=number_in(float, 0, 0.999999), default=default.momentum, metavar="M",
                        help="(default: %(default)s)")
-    group.add_argument("--weight-decay", type=_number(float, 0, 1e6), default=default.weight_decay, metavar="WD",
+    group.add_argument("--weight-decay", type=number_in(float, 0, 1e6), default=default.weight_decay, metavar="WD",
                        help="(default: %(default)s)")
     group.add_argument("--lr-schedule", choices=("constant", "step", "cosine"), default=default.lr_schedule,
                        help="over all steps of the run; step: x0.1 at 50%% and 75%% (default: %(default)s)")
@@ -202,7 +203,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="batch (or no word): the linear scaling rule, multiply the rate by global batch / "
                             "--batch-size; replicas: multiply it by the number of replicas, whatever the batch "
                             "(default: %(default)s)")
-    group.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=default.seed, metavar="N",
+    group.add_argument("--seed", type=number_in(int, 0, 2**32 - 1), default=default.seed, metavar="N",
                        help="of weights, data order and augmentation (default: %(default)s)")
 
     group = parser.add_argument_group("execution")
@@ -214,9 +215,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
     group.add_argument("--output-dir", default=default.output_dir, metavar="DIR",
                        help="for results_*.json and saved_models/ (default: %(default)s)")
-    group.add_argument("--timeout", type=_number(float, 0, 604_800, above=True), default=default.timeout,
+    group.add_argument("--timeout", type=number_in(float, 0, 604_800, above=True), default=default.timeout,
                        metavar="SECONDS", help="a rank waits this long for another one (default: %(default)g)")
-    group.add_argument("--checkpoint-every", type=_number(int, 0, 1_000_000_000), metavar="STEPS",
+    group.add_argument("--checkpoint-every", type=number_in(int, 0, 1_000_000_000), metavar="STEPS",
                        help="write a checkpoint after every so many steps; 0: never (default: after each epoch)")
     group.add_argument("--profile", action="store_true",
                        help="write a Chrome trace of a few steady steps of each rank into DIR/profiles/")
@@ -227,20 +228,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_method_arguments(parser: argparse.ArgumentParser, flags: Iterable[str]) -> None:
     """Add those of the flags that choose a method's variant which are in ``flags``."""
-    default, megabytes = TrainConfig(), _number(float, 0, 4096, above=True)
+    default, megabytes = TrainConfig(), number_in(float, 0, 4096, above=True)
     settings: dict[str, dict[str, Any]] = {
         "variant": {"help": "how gradients are all-reduced; overlapped: in buckets, while backward runs"},
         "bucket_mb": {"type": megabytes, "metavar": "MB",
                       "help": f"bucket size in MiB (default: DDP {DDP_BUCKET_MB}, otherwise {BUCKET_MB})"},
         "compress": {"help": "gradients on the wire: 16 bits a number, or low-rank factors (PowerSGD)"},
-        "powersgd_rank": {"type": _number(int, 1, 1024), "metavar": "R", "help": "rank of PowerSGD's factors"},
+        "powersgd_rank": {"type": number_in(int, 1, 1024), "metavar": "R", "help": "rank of PowerSGD's factors"},
         "transfer": {"help": "one message per parameter, one in all, or chunks whose receiving, reducing, updating "
                              "and sending overlap"},
         "chunk_mb": {"type": megabytes, "metavar": "MB", "help": "chunk size of --transfer pipelined, in MiB"},
-        "num_servers": {"type": _number(int, 1, 1024), "metavar": "S",
+        "num_servers": {"type": number_in(int, 1, 1024), "metavar": "S",
                         "help": "server ranks; the parameters are sharded over them by bytes"},
         "mode": {"help": "sync: one update a step; async: one a push, at once; ssp: async with bounded staleness"},
-        "staleness": {"type": _number(int, 0, 1_000_000), "metavar": "K",
+        "staleness": {"type": number_in(int, 0, 1_000_000), "metavar": "K",
                       "help": "with --mode ssp: steps that the fastest worker may be ahead of the slowest"},
     }
     group = parser.add_argument_group("method")
