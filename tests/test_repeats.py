@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sample_results import sample, write
+from test_html_report import Page
 
 import analyze_results
 from gradsync.analysis.load import Assumed
+from gradsync.analysis.repeat_report import render_repeats
 from gradsync.analysis.repeats import Repeats, compare_repeats, find_repeats
 
 METHODS = ("baseline_ddp", "all_reduce", "ps")
@@ -78,7 +82,33 @@ def test_no_difference_is_a_result(tmp_path, capsys):
     assert "all_reduce against baseline_ddp: no difference shown" in printed
     assert (tmp_path / "out" / "performance_report.txt").read_text() in printed
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert {"plots/repeats.png", "repeat_5/performance_report.txt", "repeat_1/plots/loss_curves.png"} <= written
+    assert {"report.html", "plots/repeats.png", "repeat_5/performance_report.txt",
+            "repeat_1/plots/loss_curves.png"} <= written
+
+
+def test_page_says_what_the_text_says(tmp_path):
+    repeats = read(repeated(tmp_path, {"baseline_ddp": [1.0, 1.1, 0.9], "all_reduce": [1.3, 1.45, 1.15]}))
+    files = render_repeats(repeats)
+    page, text = (" ".join(files[Path(name)].decode().split()) for name in ("report.html", "performance_report.txt"))
+    assert Page(page).unbalanced == []
+    sentence = next(line for line in files[Path("performance_report.txt")].decode().splitlines() if "slower" in line)
+    for said in (sentence.removeprefix("- "), "COMPARABLE: the audit of no repeat objects", "seeds 42, 43, 44"):
+        assert said in page and said in text
+    links = re.findall(r'href="(repeat_[^"]+)"', page)
+    assert len(links) == 3 and all(Path(link) in files for link in links)
+    assert f'src="data:image/png;base64,{b64encode(files[Path("plots/repeats.png")]).decode()}"' in page
+
+
+def test_a_doubtful_repeat_is_named(tmp_path):
+    repeated(tmp_path, {name: [1.0, 1.1] for name in METHODS})
+    doubtful = sample("ps")
+    doubtful["summary"]["avg_train_throughput"] *= 2
+    doubtful["recipe"]["seed"] = 43
+    write(tmp_path / "repeat_2", doubtful)
+    page = render_repeats(read(tmp_path))[Path("report.html")].decode()
+    assert "WITH RESERVATIONS: the audit doubts or rejects figures of repeat_2;" in page
+    assert re.findall(r'report.html">(\w+)</a> <span class="badge (\w+)"', page) == [
+        ("repeat_1", "pass"), ("repeat_2", "suspect")]
 
 
 def test_one_bad_repeat_withholds_all_ranking(tmp_path, capsys):

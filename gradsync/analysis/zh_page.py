@@ -79,4 +79,12 @@ CATALOGUE: dict[str, str] = {
     "few to trust this interval; run more --repeats.":
         "{name} 与 baseline_ddp 相比：尚未显示差异（吞吐量为其 {low} 至 {high} 倍）：{n} 对太少，该区间不可信；"
         "请增加 --repeats。",
+    # Repeats.
+    "Repeats: methods of gradient synchronisation": "重复实验：梯度同步方法",
+    "Repeats of a comparison": "重复比较",
+    "COMPARABLE WITH RESERVATIONS: the audit doubts or rejects figures of {names}; see their reports.":
+        "有保留地可比较：审核对 {names} 的数据存疑或不予采信，见各自的报告。",
+    "COMPARABLE: the audit of no repeat objects to anything.": "可比较：各次重复的审核均无异议。",
+    "Throughput against DDP, by repeat": "各次重复中相对 DDP 的吞吐量",
+    "Ratios of throughput with their 95% intervals": "吞吐量之比及其 95% 区间",
 }
