@@ -115,7 +115,8 @@ class Job:
                     seconds = self.visit(row, operation)
                     if number and seconds:
                         figures[kind].setdefault(name, []).append(seconds)
-        return figures
+        exchange, step = ({name: kind[name] for name in names if name in kind} for kind in figures)
+        return exchange, step
 
     def visit(self, row: Row, operation: Operation | None) -> float:
         """Seconds on the slowest replica; 0 where the row has no such operation."""
