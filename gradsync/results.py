@@ -173,6 +173,12 @@ class Links(Section):
     bandwidth: Bandwidth  # of a host's link in one direction; on one host, of a rank's
     seconds: Seconds  # that the probe took
 
+    @model_validator(mode="after")
+    def _pairs_are_ranks(self) -> Links:
+        if any(rank >= len(self.hosts) for pair in self.pairs for rank in pair.ranks):
+            raise ValueError(f"a pair names a rank beyond the {len(self.hosts)} of the job")
+        return self
+
 
 class Communication(Section):
     """Counted where it is sent. A replica's bytes are what it hands to the communication calls."""

@@ -115,7 +115,7 @@ def test_rank_0_is_paired_with_all_or_with_evenly_spread_ones(ranks, peers):
 
 @pytest.mark.parametrize("wrong", [
     {"bandwidth": 0}, {"bandwidth": float("inf")}, {"bandwidth": 1e16}, {"latency": -1e-6}, {"pairs": []},
-    {"hosts": [0]}, {"all_reduce": [sample(1)] * 65},
+    {"hosts": [0]}, {"pairs": [pair(0, 2, False, 60, 60)]}, {"all_reduce": [sample(1)] * 65},
 ])
 def test_the_schema_refuses_what_no_probe_finds(wrong):
     sound = {"hosts": [0, 1], "memory": "cpu", "all_reduce": [sample(60)], "pairs": [pair(0, 1, False, 60, 60)],
