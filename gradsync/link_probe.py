@@ -40,7 +40,7 @@ Maker = Callable[[int], Operation]  # from a number of bytes, what this rank doe
 
 
 def probe_links(ctx: ReplicaContext) -> Links:
-    """Measure the links of a job of two ranks or more; the same result on every rank."""
+    """Measure the links of a job of two ranks or more; alike on every rank but for ``seconds``, by its own clock."""
     start = time.perf_counter()
     hosts = number_hosts(ctx)
     dist.barrier(group=ctx.control)

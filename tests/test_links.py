@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from parity import Job, train_on_rank
 from pydantic import ValidationError
 from ranks import TOP, run_ranks
 
@@ -19,6 +21,7 @@ from benchmarks.namespaces import Hosts
 from gradsync import link_probe
 from gradsync.analysis.lower_bound import all_reduce_seconds, server_seconds, shard_bytes
 from gradsync.bandwidth import ALL_REDUCE, SENDRECV, algbw, busbw, fastest, link_bandwidth, nodes
+from gradsync.config import TrainConfig
 from gradsync.distributed import Launch, process_group
 from gradsync.errors import UsageError
 from gradsync.link_probe import SIZES, chosen_peers, probe_links
@@ -168,6 +171,25 @@ def replace_time(text: str) -> str:
 def test_ranks_of_unequal_hosts_have_no_shift():
     links = Links.model_validate_json(run_ranks(_probe, 3, ["a", "a", "b"])[0][0])
     assert links.shift is None
+
+
+EXCHANGES = {"all_reduce": True, "all_reduce_overlapped_fp16": True, "all_reduce_bucketed_powersgd": True, "ps": True,
+             "ps_pipelined": True, "ps_async": True, "baseline_ddp": False}
+
+
+@pytest.mark.slow
+def test_the_exchange_alone_is_measured_and_leaves_no_trace():
+    """Training goes on as without it; what DDP does inside backward cannot be had apart."""
+    plain = Job(32, double=True, config=TrainConfig(epochs=1, lr=0.01))
+    probing = replace(plain, config=replace(plain.config, probe_links=True))
+    runs = [(name, job, None) for name in EXCHANGES for job in (plain, probing)]
+    done = run_ranks(train_on_rank, 3, runs)[-1]
+    for (name, has_one), without, found in zip(EXCHANGES.items(), done[::2], done[1::2], strict=True):
+        assert without.results.probe.exchange_times is None
+        times = found.results.probe.exchange_times
+        assert (times is not None and len(times) == 2 and min(times) > 0) if has_one else times is None, name
+        if name != "ps_async":  # the order of arrival decides there
+            assert found.losses == pytest.approx(without.losses, rel=1e-12), name
 
 
 @pytest.fixture(scope="module")
