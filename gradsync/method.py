@@ -128,7 +128,7 @@ class Method:
         raise NotImplementedError
 
     def exchange(self, batch: Batch) -> None:
-        """The communication of a step alone, with whatever gradients the parameters hold (for benchmarks)."""
+        """The communication of a step alone, with whatever gradients the parameters hold."""
         raise NotImplementedError
 
     def refresh_parameters(self) -> None:
