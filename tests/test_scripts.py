@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 from check_environment import load_scripts
+from gradsync.command_lines import without
 from gradsync.config import TrainConfig
 from gradsync.errors import UsageError
+from gradsync.estimate import in_words
 from gradsync.requirements_check import problems, read_requirements, satisfies
-from gradsync.survey import Survey, in_words, without
+from gradsync.survey import Survey
 
 TOP = Path(__file__).resolve().parent.parent
 ENOUGH = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.0"}
@@ -35,7 +37,7 @@ commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"])
 study = os.environ.get('STUDY', 'ranks=(3 3) folders=("" "")')
 open(flags['--plan'], 'w').write(
     f'threads=2\\nrepeats={repeats}\\nresume={int("--resume" in sys.argv)}\\nseed=7\\noutput_dir={shlex.quote(folder)}'
-    f'\\nmethods=(first second)\\n{study}\\ncommands=({commands})\\n')
+    f'\\n{os.environ.get("HOSTS", "hosts=() host=0")}\\nmethods=(first second)\\n{study}\\ncommands=({commands})\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
