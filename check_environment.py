@@ -165,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: packages: {', '.join(lacking)}; ./run_all_experiments.sh sets up a .venv that has them",
                   file=sys.stderr)
             return 1
+        if scope.hosts:  # to whose addresses no name may belong, of each of which torch would warn
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         preload_torch()
         start = time.process_time()
         from gradsync.survey import Survey

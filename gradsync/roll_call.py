@@ -1,4 +1,4 @@
-"""How the ranks of several hosts tell one attempt of a job from those before it, whose traces are still in the store."""
+"""How the ranks of several hosts tell an attempt of their job from those before it, whose traces are in the store."""
 
 from __future__ import annotations
 

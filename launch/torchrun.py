@@ -70,6 +70,8 @@ def launch_here(flags: argparse.Namespace) -> int:
 
 def launch_on(ours: hosts.Hosts, flags: argparse.Namespace) -> int:
     """This host's ranks of a job on several; no host begins before all are there, nor goes on when one has failed."""
+    # Of addresses to which no name belongs, as within many clusters; torch would warn of each.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from gradsync.meeting import Meeting
 
     with Meeting(ours, f"run {flags.run} ({Path(flags.script).name})") as meeting:
