@@ -187,13 +187,13 @@ def deliver_two_files(rank: int, world_size: int, store: str, num_servers: int) 
 
     with process_group(Launch(rank, world_size, rank, world_size, by_torchrun=True), "gloo", torch.device("cpu"),
                        num_servers, 60.0, dist.FileStore(store, world_size)) as ctx:
-        files = [b"", bytes(range(256)) * 9] if ctx.is_recorder else []
+        files = [b"results", bytes(range(256)) * 9] if ctx.is_recorder else []
         return deliver(ctx, files, 2) if ctx.is_recorder or rank == 0 else []
 
 
 @pytest.mark.parametrize("num_servers", [0, 2])
 def test_results_reach_rank_0(num_servers):
-    assert run_ranks(deliver_two_files, 3, num_servers) == [[b"", bytes(range(256)) * 9], [], []]
+    assert run_ranks(deliver_two_files, 3, num_servers) == [[b"results", bytes(range(256)) * 9], [], []]
 
 
 @pytest.mark.parametrize(("cause", "ranks", "word"), [

@@ -220,6 +220,21 @@ def test_a_study_runs_each_point_in_its_folder_and_its_repeats_interleaved(copy:
     assert [call[-2] for call in trained] == ["--seed=7"] * 2 + ["--seed=8"] * 2
 
 
+@pytest.mark.parametrize("host", [0, 1])
+def test_one_of_several_hosts(host: int, copy: Path, here: Path) -> None:
+    """Each launcher is told which run it is; host 0 alone moves earlier results away, and compares."""
+    (here / "results_ps.json").write_text("earlier")
+    flags = f"--nnodes 2 --node-rank {host} --master-addr 10.0.0.1 --master-port 29500 --timeout 9"
+    done = run_all(copy, here, HOSTS=f"hosts=({flags}) host={host}")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, first, second, *analysis = calls(here)
+    assert [call[1:15] for call in (first, second)] == [
+        [*flags.split(), "--run", str(run), "3", str(copy / script)] for run, script in ((1, "one.py"), (2, "two.py"))]
+    assert [call[0] for call in analysis] == ([] if host else ["analyze_results.py"])
+    assert (here / "results_ps.json").exists() is bool(host)
+    assert ("on host 0 (--master-addr 10.0.0.1)" in done.stdout) is bool(host)
+
+
 def test_an_earlier_study_is_moved_not_mixed_with_the_new_one(copy: Path, here: Path) -> None:
     (here / "out" / "ranks_8").mkdir(parents=True)
     assert run_all(copy, here, "--output-dir=out", STUDY="ranks=(0 2) folders=(ranks_1 ranks_2)").returncode == 0

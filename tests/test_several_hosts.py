@@ -55,18 +55,19 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[
             for process, (out, errors) in zip(processes, said, strict=True)]
 
 
+def compare(hosts: Hosts, index: int, folder: Path, *more: str) -> subprocess.Popen[str]:
+    flags = ["--nproc", "2", "--methods", "all_reduce,ps_2servers", "--max-steps", "2", "--output-dir", folder, *more]
+    return start(hosts, index, [TOP / "run_all_experiments.sh", *where(hosts, index), *flags], folder)
+
+
 @pytest.mark.slow
 def test_the_one_shot_script_on_two_hosts(hosts, tmp_path):
     """Two ranks each, no shared directory. The recorder of two servers is on host 1, yet host 0 gets all results."""
     folders = [tmp_path / f"on host {index}" for index in range(2)]
-    flags = ["--nproc", "2", "--methods", "all_reduce,ps_2servers", "--max-steps", "2", "--output-dir"]
-    processes = []
-    for index, folder in enumerate(folders):
+    for folder in folders:
         folder.mkdir()
         (folder / "results_all_reduce.json").write_text("earlier")
-        command = [TOP / "run_all_experiments.sh", *where(hosts, index), *flags, folder]
-        processes.append(start(hosts, index, command, tmp_path))
-    outcomes = finish(processes)
+    outcomes = finish([compare(hosts, index, folder) for index, folder in enumerate(folders)])
     assert [(code, errors) for code, _, errors in outcomes] == [(0, []), (0, [])], outcomes
     for name in ("all_reduce", "ps_2servers"):
         results = read_results(folders[0] / f"results_{name}.json")
@@ -80,6 +81,12 @@ def test_the_one_shot_script_on_two_hosts(hosts, tmp_path):
     assert [path.read_text() for path in left_alone] == ["earlier"], left_alone
     assert re.search(r"\[ok\] +gloo: +all-reduce of 1 MiB over 4 ranks verified", outcomes[0][1])
     assert f"on host 0 (--master-addr {hosts.addresses[0]}), in its output directory" in outcomes[1][1]
+
+    # Host 1, which has no results, believes host 0 that there is nothing left to do.
+    (folders[1] / "results_all_reduce.json").unlink()
+    again = finish([compare(hosts, index, folder, "--resume") for index, folder in enumerate(folders)])
+    assert [(code, errors) for code, _, errors in again] == [(0, []), (0, [])], again
+    assert again[0][1].count("Already finished: ") == 2
 
 
 def launch(hosts: Hosts, index: int, folder: Path, fault: dict[str, object]) -> subprocess.Popen[str]:
@@ -138,14 +145,26 @@ sys.exit(main.run_script(lambda launch: script.AllReduce))
 """
 
 
+def rendezvous(hosts: Hosts, index: int, backend: str) -> list[str]:
+    if backend == "static":
+        return where(hosts, index)
+    return ["--nnodes", "2", "--rdzv-backend=c10d", f"--rdzv-endpoint={hosts.addresses[0]}:{PORT}",
+            f"--rdzv-conf=is_host={int(index == 0)}", f"--local-addr={hosts.addresses[index]}"]
+
+
 @pytest.mark.slow
-def test_torchrun_restarts_the_ranks_of_all_hosts(hosts, tmp_path):
-    """A rank of host 1 is killed; both agents restart theirs, which meet anew and go on from the checkpoint."""
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_torchrun_restarts_the_ranks_of_all_hosts(backend, hosts, tmp_path):
+    """A rank is killed; both agents restart theirs, which meet anew and go on from the checkpoint.
+
+    With c10d the agent of the other host only follows, and does not count that as a restart.
+    """
     (tmp_path / "script.py").write_text(KILL_ONCE.format(top=str(TOP)))
     flags = ["--max-steps", "6", "--global-batch-size", "8", "--checkpoint-every", "3", "--resume", "--timeout", "60"]
     processes = [
-        start(hosts, index, [sys.executable, "-m", "torch.distributed.run", *where(hosts, index), "--max-restarts=2",
-                             "--nproc-per-node=1", "script.py", *flags], tmp_path) for index in range(2)]
+        start(hosts, index, [sys.executable, "-m", "torch.distributed.run", *rendezvous(hosts, index, backend),
+                             "--max-restarts=2", "--nproc-per-node=1", "script.py", *flags], tmp_path)
+        for index in range(2)]
     outcomes = finish(processes)
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     results = read_results(tmp_path / "results_all_reduce.json")
