@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which are for later
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 LOOPBACK = "127.0.0.1"
+CAUSE_SECONDS = 8.0  # for the ranks of other hosts to find that one is lost
 POLL_SECONDS, GRACE_SECONDS = 0.5, 20.0  # to look after the other hosts; for ranks to end by themselves
 ATTEMPT = "gradsync/0"  # where the ranks keep their notices in the store; nothing is restarted here
 
@@ -83,7 +85,7 @@ def launch_on(ours: hosts.Hosts, flags: argparse.Namespace) -> int:
         first = ours.index * int(flags.nproc)
         done, ending = threading.Event(), threading.Event()
         threading.Thread(target=end_with_others, args=(meeting, done, ending), daemon=True).start()
-        status = run_agent(meeting.store, options, flags, range(first, first + int(flags.nproc)))
+        status = run_agent(meeting.store, options, flags, range(first, first + int(flags.nproc)), CAUSE_SECONDS)
         done.set()
         status = 1 if ending.is_set() else status
         meeting.end(status)
@@ -105,7 +107,8 @@ def end_with_others(meeting: Meeting, done: threading.Event, ending: threading.E
                 return
 
 
-def run_agent(store: TCPStore, options: list[str], flags: argparse.Namespace, ranks: range) -> int:
+def run_agent(store: TCPStore, options: list[str], flags: argparse.Namespace, ranks: range,
+              patience: float = 0.0) -> int:
     """torchrun's agent with these options, and the last word on how its ``ranks`` ended. Returns the exit code."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -120,6 +123,9 @@ def run_agent(store: TCPStore, options: list[str], flags: argparse.Namespace, ra
         rank, first = failure.get_first_failure()
         signals = {rank: signal.Signals(-one.exitcode).name
                    for rank, one in failure.failures.items() if one.exitcode < 0}
+        if patience and rank in signals:
+            with suppress(RuntimeError):  # nobody is left to name a cause
+                store.wait([f"{ATTEMPT}/cause"], timedelta(seconds=patience))
         line = last_word(store, Path(flags.script).name, rank, signals, ranks)
         if line:
             print(f"error: {line}", file=sys.stderr, flush=True)
