@@ -24,7 +24,7 @@ from gradsync.data import smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
 from gradsync.delivery import deliver
 from gradsync.distributed import Launch, ReplicaContext, choose_backend, own_store, process_group, read_launch
-from gradsync.errors import UsageError
+from gradsync.errors import RunError, UsageError
 from gradsync.failure import failure_line, is_echo, is_foreseen
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
@@ -193,7 +193,7 @@ class Prepared:
         }
 
     def run(self) -> None:
-        """Train and, on the recorder, write the results and the best model; nothing to do if they are there."""
+        """Train and, on rank 0, write the results and the best model; nothing to do if they are there."""
         config = self.config
         if self.finished_before():
             if self.launch.rank == 0:
@@ -230,14 +230,21 @@ class Prepared:
         self.watchdog.stop()
 
     def finished_before(self) -> bool:
-        """Whether there is nothing to do. Rank 0's word counts: hosts need not share the results."""
+        """Whether there is nothing to do. Rank 0's word counts: hosts need not share the results.
+
+        Raises RunError if rank 0 has gone, or does not come.
+        """
         if not (self.config.resume and self.launch.by_agent and self.launch.num_hosts > 1):
             return self.has_finished
-        store = own_store(self.launch)
-        if self.launch.rank == 0:
-            store.set("finished", str(self.has_finished))
-        store.wait(["finished"], timedelta(seconds=self.config.timeout))
-        return store.get("finished") == b"True"
+        try:
+            store = own_store(self.launch)
+            if self.launch.rank == 0:
+                store.set("finished", str(self.has_finished))
+            store.wait(["finished"], timedelta(seconds=self.config.timeout))
+            return store.get("finished") == b"True"
+        except RuntimeError as error:
+            raise RunError(f"rank 0 has not said whether the run has finished ({error}); see what its host says"
+                           ) from error
 
     def note_environment(self, ctx: ReplicaContext) -> None:
         """Write down where this runs and, of a resumed run, what is not as it was."""
