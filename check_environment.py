@@ -7,6 +7,8 @@ Takes --nproc, --methods, --scaling and any flag of the training scripts. It sta
 all-reduce whose result is verified, then a few steps of each method with the model, batch size and data that
 were asked for. Nothing is trained, downloaded or written.
 
+With --nnodes, --node-rank and --master-addr, started once on each of several hosts, the ranks are those of all hosts.
+
 Exit codes: 0 this machine is fit, 1 something failed, 2 refused input.
 """
 
@@ -26,8 +28,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from gradsync import hosts
 from gradsync.config import OneLineParser, TrainConfig, add_arguments, add_method_arguments
-from gradsync.errors import UsageError
+from gradsync.errors import RunError, UsageError
 from gradsync.requirements_check import check_files
 from gradsync.study import STUDIES, Scaling, expanded, rank_counts
 from gradsync.variants import METHODS, parse_variant_name
@@ -42,12 +45,13 @@ MAX_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Scope:
-    """What is to be compared: (method, settings) of each variant. ``nproc`` None: as fits this machine."""
+    """What is to be compared: (method, settings) of each variant. ``nproc``: per host; None: as fits this machine."""
 
     nproc: int | None
     methods: tuple[tuple[str, dict[str, Any]], ...]
     repeats: int
     scaling: Scaling | None = None
+    hosts: hosts.Hosts | None = None
 
 
 def parse(argv: list[str]) -> tuple[TrainConfig, Scope, Path | None]:
@@ -56,7 +60,7 @@ def parse(argv: list[str]) -> tuple[TrainConfig, Scope, Path | None]:
                            allow_abbrev=False)
     group = parser.add_argument_group("comparison")
     group.add_argument("--nproc", type=whole_number("ranks", MAX_RANKS), metavar="N",
-                       help="ranks (default: the GPUs, or 4 on a CPU)")
+                       help="ranks per host (default: the GPUs, or 4 on a CPU; of several hosts the GPUs, or 1)")
     group.add_argument("--methods", type=method_names, default=method_names(",".join(METHODS)), metavar="A,B",
                        help=f"of {','.join(METHODS)} (default: all), and variants of them: all_reduce_overlapped, "
                             "all_reduce_overlapped_fp16, ps_pipelined, ps_async_2servers ...")
@@ -70,16 +74,20 @@ def parse(argv: list[str]) -> tuple[TrainConfig, Scope, Path | None]:
     group.add_argument("--study", choices=tuple(STUDIES),
                        help="a study by its name, that is, its flags; further ones prevail. "
                             + "; ".join(f"{name}: {shlex.join(words)}" for name, words in STUDIES.items()))
+    hosts.add_arguments(parser)
     group.add_argument("--plan", type=Path, help=argparse.SUPPRESS)  # for run_all_experiments.sh
     add_arguments(parser)
     add_method_arguments(parser, [flag for flags in METHODS.values() for flag in flags])
-    flags = vars(parser.parse_args(argv))
+    parsed = parser.parse_args(argv)
+    several = hosts.taken_from(parsed, parsed.timeout)
+    flags = {name: value for name, value in vars(parsed).items() if name not in hosts.NAMES}
     ranks, weak, _ = flags.pop("scaling"), flags.pop("weak"), flags.pop("study")
-    scope = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats"), ranks and Scaling(ranks, weak))
+    scope = Scope(flags.pop("nproc"), flags.pop("methods"), flags.pop("repeats"), ranks and Scaling(ranks, weak),
+                  several)
     plan = flags.pop("plan")
     config = TrainConfig(**flags)
     if scope.scaling:
-        scope.scaling.check(config, scope.nproc)
+        scope.scaling.check(config, scope.nproc, several)
     elif weak:
         raise UsageError("--weak: says how a study keeps its batch; add --scaling, such as --scaling 1,2,4")
     if config.seed + scope.repeats > 2**32:
@@ -157,18 +165,24 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: packages: {', '.join(lacking)}; ./run_all_experiments.sh sets up a .venv that has them",
                   file=sys.stderr)
             return 1
+        if scope.hosts:  # to whose addresses no name may belong, of each of which torch would warn
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         preload_torch()
         start = time.process_time()
         from gradsync.survey import Survey
 
         survey = Survey(config, scope.nproc, load_scripts(scope.methods), scope.repeats,
-                        import_seconds=time.process_time() - start, scaling=scope.scaling, single=single_device())
+                        import_seconds=time.process_time() - start, scaling=scope.scaling, single=single_device(),
+                        hosts=scope.hosts)
         if plan_file:
             plan_file.write_text(survey.plan(flags), encoding="utf-8", errors="surrogateescape")
         return survey.report(flags)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

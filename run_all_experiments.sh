@@ -10,11 +10,13 @@ usage() {
 usage: ./run_all_experiments.sh [--nproc N] [--methods A,B] [--repeats N] [any flag of the training scripts]
        ./run_all_experiments.sh --scaling 1,2,4 [--weak] [the same, but for --nproc]
        ./run_all_experiments.sh --study classic [flags that shall differ]
+       ./run_all_experiments.sh --nnodes N --node-rank R --master-addr HOST[:PORT] [the same]    on each of N hosts
 
 Checks this machine, trains the same model on the same data with each method under one recipe, and compares the
 results. Needs no preparation: if the active Python lacks the packages, they are installed into .venv, once.
 
-  --nproc N        ranks to start (default: the number of GPUs, or 4 where there are none to compare)
+  --nproc N        ranks to start on a host (default: the number of GPUs, or 4 where there are none to compare; where
+                   there are several hosts: the number of GPUs, or 1)
   --methods A,B    of baseline_ddp,all_reduce,ps (default: all, in this order), and variants of them, as their results
                    files are called: all_reduce_overlapped, baseline_ddp_fp16, ps_pipelined, ps_ssp_2servers ...
   --repeats N      train everything N times, each time with the next seed and another method first, so that drift
@@ -25,6 +27,14 @@ results. Needs no preparation: if the active Python lacks the packages, they are
   --study classic  speed-up study of ResNet-18 on CIFAR-10 at 224x224, global batch 512, one epoch: one device, and two
   --resume         go on where an interrupted run with the same flags stopped: what has finished is kept, and the
                    method that was interrupted continues from its last checkpoint
+
+Several hosts: start it on each, with the same flags but for --node-rank. They wait for each other, and train with each
+method over all of them. Results, report and plots are written on host 0.
+
+  --nnodes N             number of hosts
+  --node-rank R          which of them this is: 0, 1 ...
+  --master-addr HOST     address of host 0 in the network of the hosts; HOST:PORT for another port than 29500
+  --master-port PORT     the same, by itself
 
 Every other flag goes to each training script that knows it; `python check_environment.py --help` lists them. The
 most used:
@@ -63,9 +73,15 @@ main() {
     source "$scratch/plan"
     rm -rf -- "$scratch"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
-    ((resume)) || set_earlier_results_aside
+    # Hosts may share the directory. None trains before host 0 has come to the first run, and so is done with this.
+    ((resume || host)) || set_earlier_results_aside
     advise_to_resume "$@"
     train_each
+    if ((host)); then
+        headline "Done"
+        echo "Results, report and plots: on host 0 (${hosts[*]:4:2}), in its output directory"
+        return
+    fi
     headline "Comparing"
     run analyze_results.py --results-dir="$output_dir" --output-dir="$output_dir"
     headline "Files"
@@ -110,7 +126,7 @@ set_earlier_results_aside() {
 }
 
 train_each() {
-    local repeat turn place command folder title
+    local repeat turn place command folder title several=() number=0
     for ((repeat = 0; repeat < repeats; repeat++)); do
         for turn in "${!methods[@]}"; do
             place=$(((repeat + turn) % ${#methods[@]}))
@@ -126,7 +142,9 @@ train_each() {
             fi
             [[ $folder == "$output_dir" ]] || command+=(--output-dir="$folder")
             headline "$title"
-            run launch/torchrun.py "${ranks[place]}" "${command[@]}"
+            number=$((number + 1))
+            ((${#hosts[@]})) && several=("${hosts[@]}" --run "$number")
+            run launch/torchrun.py ${several[@]+"${several[@]}"} "${ranks[place]}" "${command[@]}"
         done
     done
 }

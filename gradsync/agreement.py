@@ -26,16 +26,16 @@ def check_agreement(ctx: ReplicaContext, facts: Mapping[str, Any]) -> None:
         raise JobError(difference)
 
 
-def first_difference(facts_of_ranks: Sequence[Mapping[str, Any]]) -> str:
-    """The first key in which a rank differs from rank 0, in words; empty where all agree."""
-    first = facts_of_ranks[0]
-    for rank, facts in enumerate(facts_of_ranks):
+def first_difference(facts_of_all: Sequence[Mapping[str, Any]], what: str = "rank") -> str:
+    """The first key in which a rank, or a host, differs from number 0, in words; empty where all agree."""
+    first = facts_of_all[0]
+    for number, facts in enumerate(facts_of_all):
         for key in [*first, *(key for key in facts if key not in first)]:
             ours, theirs = facts.get(key), first.get(key)
             if ours != theirs:
                 name = f"--{key.replace('_', '-')}" if key in FLAGS else key
-                return (f"rank {rank}: {name} is {_shown(ours)}, rank 0 has {_shown(theirs)}; "
-                        "start every rank with the same flags and data")
+                return (f"{what} {number}: {name} is {_shown(ours)}, {what} 0 has {_shown(theirs)}; "
+                        f"start every {what} with the same flags and data")
     return ""
 
 

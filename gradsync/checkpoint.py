@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 
 from gradsync.config import Plan
@@ -176,24 +175,29 @@ class Checkpoints:
         data = content.getbuffer()
         _write(rank_file(self.folder, self.generation, self.ctx.rank), data)
         records = self.ctx.gather_records({"bytes": data.nbytes, "digest": digest(data)})
+        counts = False
         if self.ctx.is_recorder:
             assert results is not None
             files = [FileRecord.model_validate(record) for record in records]
-            self._replace_manifest(position, results, files)
+            counts = self._replace_manifest(position, results, files)
             _count(results, time.perf_counter() - start, files)
-        dist.barrier(group=self.ctx.control)  # or the manifest's time would be in somebody's next step
+        # Waiting for this, or the manifest's time would be in somebody's next step.
+        if not any(record["counts"] for record in self.ctx.gather_records({"counts": counts})):
+            rank_file(self.folder, self.generation, self.ctx.rank).unlink(missing_ok=True)
 
-    def _replace_manifest(self, position: DataPosition, results: RunResults, files: list[FileRecord]) -> None:
+    def _replace_manifest(self, position: DataPosition, results: RunResults, files: list[FileRecord]) -> bool:
+        """Whether the new generation counts now, because all its files are where the recorder sees them."""
         paths = [rank_file(self.folder, self.generation, rank) for rank in range(len(files))]
         hidden = [str(rank) for rank, path in enumerate(paths) if not path.is_file()]
         if hidden:
             say(f"Note: no checkpoint at epoch {position.epoch}, step {position.step}: the files of rank "
                 f"{', '.join(hidden)} are not in {self.folder} as this host sees it; {SHARED}")
-            return
+            return False
         manifest = Manifest(generation=self.generation, epoch=position.epoch, step=position.step, results=results,
                             files=files)
         _write(self.folder / MANIFEST, manifest.encode())
         self._remove_all_but(self.generation)
+        return True
 
     def remove(self) -> None:
         """Remove the checkpoint, now that the run has finished."""

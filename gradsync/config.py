@@ -15,6 +15,8 @@ DATASETS = ("auto", "imagefolder", "cifar10", "digits", "synthetic")
 # comparable only if those are equal.
 EXECUTION_FLAGS = frozenset({"workers", "data_dir", "download", "backend", "output_dir", "timeout", "batch_size",
                              "checkpoint_every", "resume", "profile", "probe_links"})
+# May differ between the hosts of one job: where a host has its data, where it puts files, how many read for it.
+PER_HOST_FLAGS = frozenset({"data_dir", "output_dir", "workers", "download"})
 # Flags that choose a method's variant. Not part of the recipe either: they are what a comparison compares.
 METHOD_CHOICES = {
     "variant": ("per-parameter", "flat", "bucketed", "overlapped"),
@@ -93,6 +95,10 @@ class TrainConfig:
         """The flags that must be equal for two runs to be comparable."""
         others = EXECUTION_FLAGS.union(METHOD_CHOICES, METHOD_NUMBERS)
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+
+    def job_flags(self) -> dict[str, Any]:
+        """The flags that must be equal on all ranks of a job."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PER_HOST_FLAGS}
 
 
 def learning_rate_factor(schedule: str, step: int, total_steps: int) -> float:

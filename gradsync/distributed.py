@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from gradsync.errors import RunError, UsageError
+from gradsync.hosts import Hosts
 from gradsync.interfaces import interface_towards
+from gradsync.roll_call import roll_call
 
 STORE_SECONDS = 5.0  # for a store to answer
 NCCL_SECONDS = 15.0  # beyond --timeout
@@ -40,6 +43,13 @@ class Launch:
     by_agent: bool = False  # of torch elastic, which is this process's parent
     # host:port of the store that launch/torchrun.py keeps on the loopback interface; plain torchrun keeps its own
     launcher_store: str | None = None
+
+    @staticmethod
+    def of_host(local_world_size: int, hosts: Hosts | None = None, local_rank: int = 0) -> Launch:
+        """That of a rank on this host, each of which starts as many ranks; ``hosts`` None: there are no others."""
+        count, index = (hosts.count, hosts.index) if hosts else (1, 0)
+        return Launch(index * local_world_size + local_rank, count * local_world_size, local_rank, local_world_size,
+                      by_torchrun=True)
 
     @property
     def num_hosts(self) -> int:
@@ -191,7 +201,7 @@ def own_store(launch: Launch) -> dist.Store:
         return dist.HashStore()
     host, port = _store_address(launch)
     store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
-    return dist.PrefixStore(f"gradsync/{launch.restarts}", store)
+    return dist.PrefixStore(f"gradsync/{_attempt(launch)}", store)
 
 
 def _store_address(launch: Launch) -> tuple[str, int]:
@@ -227,20 +237,32 @@ def _check_meeting_point(launch: Launch) -> None:
                              "or leave it out, and torchrun finds a free one") from error
 
 
-def _job_store(launch: Launch, limit: timedelta) -> dist.Store | None:
-    """Where the ranks meet; None leaves that to torch."""
+def _job_store(launch: Launch, limit: timedelta) -> dist.Store:
+    """Where the ranks meet."""
     if not launch.by_torchrun:
         return dist.HashStore()
     _check_meeting_point(launch)
-    if launch.num_hosts > 1:
-        return None
     if launch.launcher_store:
         store = dist.TCPStore(*_store_address(launch), is_master=False, timeout=limit)
     else:
         store = next(rendezvous("env://", timeout=limit))[0]
     # The launcher's store outlives a restart: a rank could read the address of a dead one, before the living one has
-    # written its own. (Hosts count their restarts differently, so this serves a single one only.)
-    return dist.PrefixStore(f"restart_{launch.restarts}", store)
+    # written its own.
+    return dist.PrefixStore(f"restart_{_attempt(launch)}", store)
+
+
+@cache
+def _attempt(launch: Launch) -> str:
+    """What tells this attempt of the job from those that torchrun has restarted; the same on all ranks.
+
+    On one host torchrun counts them. Several hosts count differently: the one whose rank has failed counts, another
+    may only follow it.
+    """
+    if launch.num_hosts == 1 or launch.launcher_store or not launch.by_agent:
+        return str(launch.restarts)
+    _check_meeting_point(launch)
+    store = dist.TCPStore(*_store_address(launch), is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+    return roll_call(dist.PrefixStore("gradsync/roll call", store), launch.rank, launch.world_size)
 
 
 @contextmanager
@@ -255,9 +277,8 @@ def process_group(
     limit = timedelta(seconds=timeout)
     # Past its limit NCCL aborts the process without a word, so the watchdog must come first.
     patience = limit + timedelta(seconds=NCCL_SECONDS) if backend == "nccl" else limit
-    store = store or _job_store(launch, limit)
-    where = {"store": store, "rank": launch.rank, "world_size": launch.world_size} if store else {}
-    dist.init_process_group(backend, timeout=patience, **where)
+    dist.init_process_group(backend, timeout=patience, store=store or _job_store(launch, limit), rank=launch.rank,
+                            world_size=launch.world_size)
     control = dist.new_group(backend="gloo", timeout=limit)
     replica_ranks = list(range(num_servers, launch.world_size))
     replicas = dist.new_group(replica_ranks, backend="gloo", timeout=limit)

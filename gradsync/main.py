@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from gradsync import variants
@@ -20,13 +22,14 @@ from gradsync.checkpoint import MANIFEST, Checkpoints, Saved
 from gradsync.config import Plan, TrainConfig, parse_config
 from gradsync.data import smallest_share
 from gradsync.datasets import ImageData, choose_dataset, open_dataset
+from gradsync.delivery import deliver
 from gradsync.distributed import Launch, ReplicaContext, choose_backend, own_store, process_group, read_launch
-from gradsync.errors import UsageError
+from gradsync.errors import RunError, UsageError
 from gradsync.failure import failure_line, is_echo, is_foreseen
 from gradsync.link_probe import probe_links
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
-from gradsync.outputs import Outputs
+from gradsync.outputs import Outputs, encode
 from gradsync.placement import describe_environment, place, replica_data
 from gradsync.position import here
 from gradsync.process import end_with_parent
@@ -185,17 +188,16 @@ class Prepared:
         """All that must be equal on every rank: what it was told, and what it found on its host."""
         assert self.results.model is not None
         return {
-            "method": self.name, **(self.results.settings or {}), "backend": self.backend,
-            "probe_links": self.config.probe_links,
-            **self.recipe(self.results.model.name), **describe_data(self.data),
+            "method": self.name, "torch": torch.__version__, "backend": self.backend, **self.config.job_flags(),
+            **(self.results.settings or {}), **self.recipe(self.results.model.name), **describe_data(self.data),
             "model's tensors": describe_structure(self.model),
         }
 
     def run(self) -> None:
-        """Train and, on the recorder, write the results and the best model; nothing to do if they are there."""
+        """Train and, on rank 0, write the results and the best model; nothing to do if they are there."""
         config = self.config
-        if self.has_finished:
-            if self.launch.rank == self.num_servers:
+        if self.finished_before():
+            if self.launch.rank == 0:
                 say(f"Already finished: {self.outputs.results}")
             return
         self.results.start_time = self.results.start_time or datetime.now().strftime(TIME_FORMAT)
@@ -219,12 +221,32 @@ class Prepared:
                 data = replica_data(self.data, config, ctx, self.global_batch, next(module.parameters()).dtype)
                 method = self.method(module, config, ctx, self.plan)
                 best = train(method, data, self.plan, self.results, checkpoints, trace)
-                if ctx.is_recorder:
-                    here.enter("writing the results")
-                    self.write(best)
+            if ctx.is_recorder or ctx.rank == 0:
+                here.enter("writing the results")
+                files = deliver(ctx, encode(self.results, best) if ctx.is_recorder else (), count=2)
+                if ctx.rank == 0:
+                    self.write(*files)
                     checkpoints.remove()
+            dist.barrier(group=ctx.control)  # nobody leaves before the results are written
             here.enter("leaving")
         self.watchdog.stop()
+
+    def finished_before(self) -> bool:
+        """Whether there is nothing to do. Rank 0's word counts: hosts need not share the results.
+
+        Raises RunError if rank 0 has gone, or does not come.
+        """
+        if not (self.config.resume and self.launch.by_agent and self.launch.num_hosts > 1):
+            return self.has_finished
+        try:
+            store = own_store(self.launch)
+            if self.launch.rank == 0:
+                store.set("finished", str(self.has_finished))
+            store.wait(["finished"], timedelta(seconds=self.config.timeout))
+            return store.get("finished") == b"True"
+        except RuntimeError as error:
+            raise RunError(f"rank 0 has not said whether the run has finished ({error}); see what its host says"
+                           ) from error
 
     def note_environment(self, ctx: ReplicaContext) -> None:
         """Write down where this runs and, of a resumed run, what is not as it was."""
@@ -263,11 +285,13 @@ class Prepared:
             say(f"Note: {self.outputs.checkpoints} holds the checkpoint of a run that did not finish; this one starts "
                 "from the beginning and will replace it. --resume would go on from there")
 
-    def write(self, best: dict[str, torch.Tensor]) -> None:
+    def write(self, results: bytes, best: bytes) -> None:
         """Replace an earlier run's results and best model, now that this one has succeeded."""
-        self.outputs.write(self.results, best)
-        say(f"Best validation accuracy: {self.results.best_accuracy:.2f}%")
-        say(f"Results: {self.outputs.results}, best model: {self.outputs.best_model}")
+        self.outputs.write(results, best)
+        accuracy = RunResults.model_validate_json(results).best_accuracy
+        say(f"Best validation accuracy: {accuracy:.2f}%")
+        where = f", on host {socket.gethostname()}" if self.launch.num_hosts > 1 else ""
+        say(f"Results: {self.outputs.results}, best model: {self.outputs.best_model}{where}")
         if self.config.profile:
             say(f"Traces: {self.outputs.traces}*.json")
 

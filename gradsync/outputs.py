@@ -16,6 +16,14 @@ from gradsync.files import below, remove_stale_temporaries, write_together
 from gradsync.results import TIME_FORMAT, RunResults, encode_json, write_results
 
 
+def encode(results: RunResults, best: dict[str, torch.Tensor]) -> list[bytes]:
+    """The contents of the results file and of the best model's, when the run has ended."""
+    results.end_time = datetime.now().strftime(TIME_FORMAT)
+    buffer = io.BytesIO()
+    torch.save(best, buffer)
+    return [encode_json(results), buffer.getvalue()]
+
+
 class Outputs:
     """``name`` is the variant's. Raises UsageError where the directory cannot be made, or written to."""
 
@@ -38,13 +46,10 @@ class Outputs:
         """Where ``--profile`` puts the trace of a rank."""
         return self.traces.with_name(f"{self.traces.name}{rank}.json")
 
-    def write(self, results: RunResults, best: dict[str, torch.Tensor]) -> None:
+    def write(self, results: bytes, best: bytes) -> None:
         """Replace an earlier run's results and best model, both or neither. Raises RunError that names the file."""
-        results.end_time = datetime.now().strftime(TIME_FORMAT)
-        buffer = io.BytesIO()
-        torch.save(best, buffer)
         try:
-            write_together({self.best_model: buffer.getvalue(), self.results: encode_json(results)})
+            write_together({self.best_model: best, self.results: results})
         except OSError as error:
             on = ", and --resume goes on from the last checkpoint" if (self.checkpoints / MANIFEST).exists() else ""
             raise RunError(f"{error.filename}: cannot be written ({error.strerror}); what was there is as it was"

@@ -1,7 +1,8 @@
 """Start N ranks on this machine, let them try what training will do, and collect what they found.
 
-The ranks are processes of a fork server, so that torch is imported once for all of them, and they meet at a
-file, so no port is opened to the outside. A rank that fails, dies or hangs is named; none is left behind.
+The ranks are processes of a fork server, so that torch is imported once for all of them. On one host they meet at a
+file, so no port is opened to the outside; on several, in the store of the hosts' meeting. A rank that fails, dies or
+hangs is named; none is left behind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from gradsync.config import TrainConfig
 from gradsync.datasets import ImageData
 from gradsync.distributed import Launch, ReplicaContext, process_group
 from gradsync.errors import RunError, UsageError
+from gradsync.hosts import Hosts
 from gradsync.main import Prepared
-from gradsync.measure import measure, time_verified_all_reduce
+from gradsync.measure import Measured, measure, time_verified_all_reduce
 from gradsync.method import Method
 from gradsync.training import Server
 
@@ -53,14 +56,20 @@ class Request:
 
     config: TrainConfig
     scripts: tuple[Script, ...]
-    num_ranks: int
+    num_ranks: int  # on this host
     threads: int
-    nccl_ranks: int  # 0: do not try nccl
+    nccl_ranks: int  # on this host; 0: do not try nccl
+    hosts: Hosts | None = None
+    store: tuple[str, int] | None = None  # where the ranks of several hosts meet
+
+    @property
+    def num_hosts(self) -> int:
+        return self.hosts.count if self.hosts else 1
 
     @property
     def num_processes(self) -> int:
-        """At least two, for an all-reduce that deserves the name."""
-        return max(2, self.num_ranks, self.nccl_ranks)
+        """On this host. At least two in all, for an all-reduce that deserves the name."""
+        return max(2 if self.hosts is None else 1, self.num_ranks, self.nccl_ranks)
 
 
 Finding = tuple[str, Any]  # ("gloo" or "nccl", seconds), (method name, Measured) or ("failed", text)
@@ -135,14 +144,16 @@ def _rank_main(rank: int, request: Request, meeting_place: str, pipe: Connection
 
 
 def _carry_out(rank: int, request: Request, meeting_place: Path) -> Iterator[Finding]:
-    """One rank's part of the request."""
+    """One rank's part of the request; ``rank`` is that on this host, the first of which speaks for all."""
+    if request.store:
+        os.environ["MASTER_ADDR"] = request.store[0]  # towards which ranks choose their network
     if rank < request.nccl_ranks:
         gpu = torch.device("cuda", rank)
-        with _group(rank, request.nccl_ranks, "nccl", gpu, 0, meeting_place / "nccl.store"):
+        with _group("nccl", rank, request.nccl_ranks, "nccl", gpu, 0, request, meeting_place):
             seconds = time_verified_all_reduce(gpu)
         if rank == 0:
             yield "nccl", seconds
-    with _group(rank, request.num_processes, "gloo", torch.device("cpu"), 0, meeting_place / "gloo.store"):
+    with _group("gloo", rank, request.num_processes, "gloo", torch.device("cpu"), 0, request, meeting_place):
         seconds = time_verified_all_reduce(torch.device("cpu"))
     if rank == 0:
         yield "gloo", seconds
@@ -150,21 +161,26 @@ def _carry_out(rank: int, request: Request, meeting_place: Path) -> Iterator[Fin
         return
     data = None
     for script in request.scripts:
-        launch = _launch(rank, request.num_ranks)
+        launch = Launch.of_host(request.num_ranks, request.hosts, rank)
         prepared = script.prepare(launch, request.config, data)
-        data, store = prepared.data, meeting_place / f"{prepared.name}.store"
-        backend, device = prepared.backend, prepared.device
-        with _group(rank, request.num_ranks, backend, device, prepared.num_servers, store) as ctx:
+        data = prepared.data
+        with _group(prepared.name, rank, request.num_ranks, prepared.backend, prepared.device, prepared.num_servers,
+                    request, meeting_place) as ctx:
             measured = measure(prepared, ctx)
-            if measured is not None and ctx.is_recorder:
-                yield prepared.name, measured
+            # The recorder's figures, which may be another host's; every host's user wants to read them.
+            records = ctx.gather_records(asdict(measured) if measured and ctx.is_recorder else {})
+            if rank == 0:
+                yield prepared.name, Measured(**records[prepared.num_servers])
 
 
-def _launch(rank: int, size: int) -> Launch:
-    return Launch(rank, size, rank, size, by_torchrun=True)
-
-
-def _group(rank: int, size: int, backend: str, device: torch.device, num_servers: int,
-           store: Path) -> AbstractContextManager[ReplicaContext]:
-    meeting = dist.FileStore(str(store), size)
-    return process_group(_launch(rank, size), backend, device, num_servers, PEER_SECONDS, meeting)
+def _group(name: str, rank: int, size: int, backend: str, device: torch.device, num_servers: int, request: Request,
+           meeting_place: Path) -> AbstractContextManager[ReplicaContext]:
+    """The group of ``size`` ranks of each host that meet under this name."""
+    launch = Launch.of_host(size, request.hosts, rank)
+    if request.store:
+        host, port = request.store
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=PEER_SECONDS))
+        meeting: dist.Store = dist.PrefixStore(name, store)
+    else:
+        meeting = dist.FileStore(str(meeting_place / f"{name}.store"), size)
+    return process_group(launch, backend, device, num_servers, PEER_SECONDS, meeting)

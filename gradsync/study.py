@@ -14,6 +14,7 @@ from gradsync.config import OneLineParser, Plan, TrainConfig
 from gradsync.errors import UsageError
 
 if TYPE_CHECKING:
+    from gradsync.hosts import Hosts
     from gradsync.main import Prepared
     from gradsync.method import Method
     from gradsync.preflight import Script
@@ -35,8 +36,11 @@ class Scaling:
     ranks: tuple[int, ...]
     weak: bool = False
 
-    def check(self, config: TrainConfig, nproc: int | None) -> None:
+    def check(self, config: TrainConfig, nproc: int | None, hosts: Hosts | None = None) -> None:
         """Raises UsageError where other flags contradict the study."""
+        if hosts is not None:
+            raise UsageError(f"--nnodes {hosts.count}: a study of several numbers of ranks runs on one host; leave out "
+                             "--scaling or --study, and compare runs with other numbers of hosts by hand")
         if nproc is not None:
             raise UsageError(f"--nproc {nproc}: --scaling says already how many ranks there are; leave one of them out")
         if self.weak and config.global_batch_size is not None:

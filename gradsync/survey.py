@@ -12,22 +12,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from gradsync import hosts as several
 from gradsync import variants
+from gradsync.agreement import first_difference
+from gradsync.command_lines import shown, spelled, without
 from gradsync.config import TrainConfig
 from gradsync.data import smallest_share
 from gradsync.distributed import Launch
+from gradsync.errors import UsageError
+from gradsync.estimate import in_words, seconds_of_methods
+from gradsync.hosts import Hosts
 from gradsync.main import Prepared
-from gradsync.measure import Measured, estimated_seconds, rescaled
+from gradsync.measure import Measured
+from gradsync.meeting import Meeting
 from gradsync.preflight import Request, Script, run_ranks
 from gradsync.study import Planned, Scaling
 
 DEFAULT_RANKS = 4  # where there are no GPUs to count
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "tqdm", "pydantic", "jinja2")
 # Of the comparison, not of a training script: with a value, and without one.
-OWN_FLAGS = ("--nproc", "--methods", "--repeats", "--scaling", "--plan")
+OWN_FLAGS = ("--nproc", "--methods", "--repeats", "--scaling", "--plan", *several.FLAGS)
 OWN_SWITCHES = ("--weak",)
 RANKS_SECONDS = 180.0  # more than the ranks' own time limits, for those that hang where no limit reaches
 
@@ -43,13 +51,18 @@ class Survey:
     """
 
     def __init__(self, config: TrainConfig, nproc: int | None, scripts: Sequence[Script], repeats: int,
-                 import_seconds: float, scaling: Scaling | None = None, single: Script | None = None) -> None:
+                 import_seconds: float, scaling: Scaling | None = None, single: Script | None = None,
+                 hosts: Hosts | None = None) -> None:
         self.gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        self.hosts = hosts
         # One GPU makes no comparison, so the ranks share it, as they share a CPU.
         self.nproc = nproc or (self.gpus if self.gpus > 1 else DEFAULT_RANKS)
+        if hosts:
+            self.nproc = nproc or max(1, self.gpus)
         if scaling:
             self.nproc = scaling.ranks[-1]
-        self.global_batch: int | None = config.global_batch_size or config.batch_size * self.nproc
+        launch = Launch.of_host(self.nproc, hosts)
+        self.global_batch: int | None = config.global_batch_size or config.batch_size * launch.world_size
         if scaling and scaling.weak:
             self.global_batch = None
         self.config = replace(config, global_batch_size=self.global_batch)
@@ -58,7 +71,6 @@ class Survey:
         asked = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(asked) if asked.isdigit() and int(asked) else max(1, self.cores // self.nproc)
         self.import_seconds = import_seconds
-        launch = Launch(0, self.nproc, 0, self.nproc, by_torchrun=True)
         self.prepared: list[Prepared] = []
         start = time.monotonic()
         for script in self.scripts:
@@ -90,6 +102,7 @@ class Survey:
 
         ``commands`` holds a script and its flags for each run, quoted once more to be one word; ``ranks`` are 0 where
         torchrun is not to start it, and ``folders``, below the output directory, are empty where it needs none.
+        ``hosts`` are launch/torchrun.py's flags for several hosts, of which this is number ``host``.
         """
         commands = (shlex.join([run.file, *self.training_flags(flags, run)]) for run in self.runs)
         values: dict[str, str | Iterable[str]] = {
@@ -97,6 +110,8 @@ class Survey:
             "seed": str(self.config.seed), "output_dir": self.config.output_dir,
             "methods": [run.name for run in self.runs], "ranks": [str(run.ranks) for run in self.runs],
             "folders": [run.folder for run in self.runs], "commands": commands,
+            "hosts": [*self.hosts.flags(), "--timeout", f"{self.hosts.patience:g}"] if self.hosts else [],
+            "host": str(self.hosts.index if self.hosts else 0),
         }
         return "".join(
             f"{name}={shlex.quote(value)}\n" if isinstance(value, str) else f"{name}=({shlex.join(value)})\n"
@@ -114,13 +129,45 @@ class Survey:
         return [*(word for word in kept if word not in OWN_SWITCHES), *(word for pair in differing for word in pair),
                 *batch]
 
+    def must_agree(self) -> dict[str, Any]:
+        """All that must be equal on every host, or ranks that do not fit each other would be started."""
+        return {
+            "torch": torch.__version__, "ranks per host (--nproc)": self.nproc,
+            "threads per rank (OMP_NUM_THREADS)": self.threads, "--methods": [run.name for run in self.runs],
+            "--repeats": self.repeats, "backend": [prepared.backend for prepared in self.prepared],
+            "ranks for NCCL": self.nccl_ranks, **self.config.job_flags(),
+        }
+
+    @property
+    def nccl_ranks(self) -> int:
+        """How many ranks of this host can try NCCL, 0 where that would be a single one or not all of several hosts."""
+        able = min(self.nproc, self.gpus) if torch.distributed.is_nccl_available() else 0
+        fewest = self.nproc if self.hosts else 2
+        return able if able >= fewest else 0
+
     def report(self, flags: Sequence[str]) -> int:
-        """Print all findings as they come; returns the exit code."""
+        """Print all findings as they come; returns the exit code. Raises UsageError, RunError as ``Meeting`` does."""
+        if self.hosts is None:
+            return self.conclude(flags, self.show(self.findings()))
+        with Meeting(self.hosts, "the check") as meeting:
+            if difference := first_difference(meeting.exchange("agreement", self.must_agree()), "host"):
+                raise UsageError(difference)
+            failures = self.show(self.findings(meeting))
+            verdicts = meeting.exchange("verdict", failures)
+        others = [f"host {host}: {'; '.join(found)}" for host, found in enumerate(verdicts)
+                  if found and host != self.hosts.index]
+        return self.conclude(flags, failures or others)
+
+    def show(self, findings: Iterable[Line]) -> list[str]:
+        """Print them; returns the failures."""
         failures = []
-        for status, what, detail in self.findings():
+        for status, what, detail in findings:
             print(f"{f'[{status}]':<7}{what + ':':<11} {detail}", flush=True)
             if status == "fail":
                 failures.append(f"{what}: {detail}")
+        return failures
+
+    def conclude(self, flags: Sequence[str], failures: list[str]) -> int:
         if failures:
             print(f"error: {'; '.join(failures)}", file=sys.stderr)
             return 1
@@ -129,15 +176,18 @@ class Survey:
             print(f"  {command}")
         return 0
 
-    def findings(self) -> Iterator[Line]:
+    def findings(self, meeting: Meeting | None = None) -> Iterator[Line]:
         yield "ok", "Python", f"{platform.python_version()} ({sys.executable})"
         yield "ok", "packages", ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
         yield self.gpu_line()
         yield self.cpu_line()
+        if self.hosts and meeting:
+            yield "ok", "hosts", (f"{self.hosts.count}, of which this is {self.hosts.index}; they agree, and meet at "
+                                  f"{meeting.address[0]}, port {meeting.address[1]}")
         yield from self.recipe_lines()
         yield from self.study_lines()
         yield self.disk_line()
-        yield from self.rank_lines()
+        yield from self.rank_lines(meeting)
 
     def gpu_line(self) -> Line:
         if not self.gpus:
@@ -197,12 +247,11 @@ class Survey:
         detail = f"{free / 1e9:.1f} GB free in {directory.resolve()}, about {needed / 1e9:.2f} GB needed"
         return ("ok" if free > needed else "fail"), "disk", detail
 
-    def rank_lines(self) -> Iterator[Line]:
+    def rank_lines(self, meeting: Meeting | None) -> Iterator[Line]:
         """The findings of real ranks: communication, and the time that training will take."""
-        nccl_ranks = min(self.nproc, self.gpus) if torch.distributed.is_nccl_available() else 0
-        nccl_ranks = nccl_ranks if nccl_ranks > 1 else 0
-        request = Request(self.config, self.scripts, self.nproc, self.threads, nccl_ranks)
-        if not nccl_ranks:
+        request = Request(self.config, self.scripts, self.nproc, self.threads, self.nccl_ranks, self.hosts,
+                          meeting and meeting.address)
+        if not self.nccl_ranks:
             yield "skip", "NCCL", self.why_no_nccl()
         measured: dict[str, Measured] = {}
         for name, outcome in run_ranks(request, RANKS_SECONDS + 4 * self.prepare_seconds):
@@ -212,10 +261,10 @@ class Survey:
             if isinstance(outcome, Measured):
                 measured[name] = outcome
             else:
-                ranks = nccl_ranks if name == "nccl" else request.num_processes
+                ranks = (self.nccl_ranks if name == "nccl" else request.num_processes) * request.num_hosts
                 what = "NCCL" if name == "nccl" else name
                 yield "ok", what, f"all-reduce of 1 MiB over {ranks} ranks verified, {outcome * 1000:.1f} ms"
-        yield self.time_line(measured)
+        yield "ok", "time", self.time_needed(measured)
 
     def why_no_nccl(self) -> str:
         if not torch.distributed.is_nccl_available():
@@ -224,14 +273,8 @@ class Survey:
             return "not tried: it needs a GPU for each rank, and there is none"
         return f"not tried: it needs two ranks with a GPU each; found {self.gpus} GPU(s), {self.nproc} rank(s)"
 
-    def time_line(self, measured: dict[str, Measured]) -> Line:
-        seconds: dict[str, float] = {}
-        for run in self.runs:
-            one = rescaled(measured.get(run.name) or measured[self.prepared[0].name], run.share)
-            # torchrun imports torch, and then its ranks do, as many at a time as there are cores.
-            startup = self.import_seconds * (1 + max(1.0, run.ranks / self.cores) if run.ranks else 1)
-            estimate = estimated_seconds(one, run.plan, self.prepared[0].data, run.replicas, startup)
-            seconds[run.name] = seconds.get(run.name, 0.0) + estimate
+    def time_needed(self, measured: dict[str, Measured]) -> str:
+        seconds = seconds_of_methods(self.runs, measured, self.prepared[0].data, self.import_seconds, self.cores)
         each = ", ".join(f"{name} {in_words(value)}" for name, value in seconds.items())
         count = f"{len(seconds)} method{'s'[: len(seconds) > 1]}"
         if self.scaling:
@@ -243,53 +286,18 @@ class Survey:
         scaled = [one for one in measured.values() if one.samples < one.full_share]
         if scaled:
             basis += f", with {scaled[0].samples} of {scaled[0].full_share} samples per replica"
-        return "ok", "time", f"about {in_words(self.repeats * sum(seconds.values()))} for {count} ({each}); {basis}"
+        return f"about {in_words(self.repeats * sum(seconds.values()))} for {count} ({each}); {basis}"
 
     def commands(self, flags: Sequence[str]) -> Iterator[str]:
         """The one-shot script, then each training script as the one-shot script runs it, with the user's flags."""
         home = Path(__file__).resolve().parent.parent
-        yield shlex.join([_shown(home / "run_all_experiments.sh"), *without(("--plan",), flags)])
+        yield shlex.join([shown(home / "run_all_experiments.sh"), *without(("--plan",), flags)])
         torchrun = Path(sys.executable).parent / "torchrun"
-        launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) else _shown(torchrun).removeprefix("./")
+        launcher = "torchrun" if shutil.which("torchrun") == str(torchrun) else shown(torchrun).removeprefix("./")
         for prepared, script in zip(self.prepared, self.scripts, strict=True):
             words = self.training_flags(flags, prepared)
             chosen = any(word.split("=")[0] == "--backend" for word in words)
             backend = [] if chosen else ["--backend", prepared.backend]
-            file = _shown(home / script.file).removeprefix("./")
-            yield shlex.join([launcher, f"--nproc_per_node={self.nproc}", file, *words, *backend])
-
-
-def spelled(flag: str) -> str:
-    """A setting's name on the command line."""
-    return f"--{flag.replace('_', '-')}"
-
-
-def without(names: tuple[str, ...], flags: Sequence[str]) -> list[str]:
-    """The flags, save ``names`` and their values."""
-    kept: list[str] = []
-    rest = iter(flags)
-    for flag in rest:
-        if flag in names:
-            next(rest, None)
-        elif flag.split("=")[0] not in names:
-            kept.append(flag)
-    return kept
-
-
-def in_words(seconds: float) -> str:
-    """40 s, 1 min 20 s, 3 h 5 min, 2 days 4 h: two units, which is more than an estimate deserves."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes, second = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {second} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"
-
-
-def _shown(path: Path) -> str:
-    """As short as the user may type it from here."""
-    here = Path.cwd()
-    return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)
+            file = shown(home / script.file).removeprefix("./")
+            where = self.hosts.flags() if self.hosts else []
+            yield shlex.join([launcher, *where, f"--nproc_per_node={self.nproc}", file, *words, *backend])

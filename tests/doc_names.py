@@ -32,7 +32,7 @@ DRAWN = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b|\b[a-z_]\w+(?=\(\))")  # names in d
 DOTTED = re.compile(r"[A-Za-z]\w*(\[\])?(\.\w+(\[\])?)*")
 # Quoted, and not ours: what torch, the kernel and the shell call things.
 FOREIGN = {"address already in use", "out of memory", "NCCL_DEBUG", "INFO", "MALLOC_TRIM_THRESHOLD_",
-           "MALLOC_MMAP_THRESHOLD_", "SIGKILL", "null", "train", "val"}
+           "MALLOC_MMAP_THRESHOLD_", "SIGKILL", "null", "train", "val", "HOST", "PyTorchJob"}
 # What a name of a variant may be made of, and the placeholders of such names.
 PARTS = {word for words in METHOD_CHOICES.values() for word in words} | {"2servers", "staleness1"}
 CHECKERS = ("doc_commands.py", "doc_names.py", "test_docs.py")  # quote what is not there, on purpose

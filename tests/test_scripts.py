@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 from check_environment import load_scripts
+from gradsync.command_lines import without
 from gradsync.config import TrainConfig
 from gradsync.errors import UsageError
+from gradsync.estimate import in_words
 from gradsync.requirements_check import problems, read_requirements, satisfies
-from gradsync.survey import Survey, in_words, without
+from gradsync.survey import Survey
 
 TOP = Path(__file__).resolve().parent.parent
 ENOUGH = {"torch": "2.11.0", "torchvision": "0.26.0", "numpy": "2.0"}
@@ -35,7 +37,7 @@ commands = shlex.join(shlex.join([file, '--data-dir=-x y', '--model', "a'\\nb"])
 study = os.environ.get('STUDY', 'ranks=(3 3) folders=("" "")')
 open(flags['--plan'], 'w').write(
     f'threads=2\\nrepeats={repeats}\\nresume={int("--resume" in sys.argv)}\\nseed=7\\noutput_dir={shlex.quote(folder)}'
-    f'\\nmethods=(first second)\\n{study}\\ncommands=({commands})\\n')
+    f'\\n{os.environ.get("HOSTS", "hosts=() host=0")}\\nmethods=(first second)\\n{study}\\ncommands=({commands})\\n')
 sys.exit(int(os.environ.get('CHECK_EXIT', '0')))
 """
 TORCHRUN = LAUNCHED_AS + """
@@ -216,6 +218,21 @@ def test_a_study_runs_each_point_in_its_folder_and_its_repeats_interleaved(copy:
         ("2", "two.py", "out/repeat_2/ranks_2"), ("0", "one.py", "out/repeat_2/ranks_1"),
     ]
     assert [call[-2] for call in trained] == ["--seed=7"] * 2 + ["--seed=8"] * 2
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_one_of_several_hosts(host: int, copy: Path, here: Path) -> None:
+    """Each launcher is told which run it is; host 0 alone moves earlier results away, and compares."""
+    (here / "results_ps.json").write_text("earlier")
+    flags = f"--nnodes 2 --node-rank {host} --master-addr 10.0.0.1 --master-port 29500 --timeout 9"
+    done = run_all(copy, here, HOSTS=f"hosts=({flags}) host={host}")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, first, second, *analysis = calls(here)
+    assert [call[1:15] for call in (first, second)] == [
+        [*flags.split(), "--run", str(run), "3", str(copy / script)] for run, script in ((1, "one.py"), (2, "two.py"))]
+    assert [call[0] for call in analysis] == ([] if host else ["analyze_results.py"])
+    assert (here / "results_ps.json").exists() is bool(host)
+    assert ("on host 0 (--master-addr 10.0.0.1)" in done.stdout) is bool(host)
 
 
 def test_an_earlier_study_is_moved_not_mixed_with_the_new_one(copy: Path, here: Path) -> None:

@@ -139,6 +139,7 @@ import shlex, sys
 plan, *flags = (word.removeprefix('--plan=') for word in sys.argv[1:])
 commands = shlex.join(shlex.join([f'tests/faults/{name}.py', *flags]) for name in ('ps', 'all_reduce'))
 open(plan, 'w').write(f'threads=1 repeats=1 resume={int("--resume" in flags)} seed=7 output_dir=. '
+                      f'hosts=() host=0 '
                       f'methods=(ps all_reduce) ranks=(2 2) folders=("" "") commands=({commands})\\n')
 """
 SCRIPT = """
