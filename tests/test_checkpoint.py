@@ -27,6 +27,7 @@ from checkpoint_runs import (
     outcome,
     runs_on_rank,
 )
+from kill_once import killed_once
 from ranks import run_ranks
 
 import all_reduce_train
@@ -391,23 +392,6 @@ def test_files_that_the_recorder_cannot_see_make_no_checkpoint(tmp_path, capsys)
     assert not (tmp_path / MANIFEST).exists()
 
 
-KILL_ONCE = """
-import os, sys
-sys.path.insert(0, {top!r})
-import {script} as script
-from gradsync import main, method, probe
-probe.WARM_UP_STEPS, probe.MIN_ROUNDS, probe.MAX_ROUNDS = 1, 2, 2
-add, steps = method.Tally.add, 0
-def add_and_die(self, *arguments):
-    global steps
-    add(self, *arguments)
-    steps += 1
-    if os.environ["RANK"] == "1" and steps == 4 and not os.path.exists("killed"):
-        open("killed", "w").close()
-        os.kill(os.getpid(), 9)
-method.Tally.add = add_and_die
-sys.exit(main.run_script({arguments}))
-"""
 SCRIPTS = {"baseline_ddp": ("baseline_multi_card", "lambda launch: script.Baseline"),
            "all_reduce": ("all_reduce_train", "lambda launch: script.AllReduce"),
            "ps": ("ps_train", "lambda launch: script.ParameterServerWorker, script.ParameterServer")}
@@ -417,7 +401,7 @@ SCRIPTS = {"baseline_ddp": ("baseline_multi_card", "lambda launch: script.Baseli
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_torchrun_survives_a_killed_worker_by_itself(name, tmp_path):
     script, arguments = SCRIPTS[name]
-    (tmp_path / "script.py").write_text(KILL_ONCE.format(top=str(TOP), script=script, arguments=arguments))
+    (tmp_path / "script.py").write_text(killed_once(script, arguments))
     flags = ["--max-steps", "6", "--global-batch-size", "8", "--checkpoint-every", "3", "--resume"]
     if name == "baseline_ddp":
         flags += ["--model", "resnet18"]  # several buckets, whose order must be the same in a new process

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from emulated import two_hosts
+from kill_once import killed_once
 
 from benchmarks.namespaces import Hosts
-from gradsync.errors import UsageError
 from gradsync.results import read_results
 
 TOP = Path(__file__).resolve().parent.parent
@@ -26,11 +26,7 @@ SECONDS = 400  # two hosts share the cores of one, and every rank imports torch
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    with ExitStack() as stack:
-        try:
-            hosts = stack.enter_context(Hosts(2, "1gbit"))
-        except UsageError as error:
-            pytest.skip(str(error))
+    with two_hosts() as hosts:
         yield hosts
 
 
@@ -126,25 +122,6 @@ def test_a_host_dies(hosts, tmp_path):
     assert re.fullmatch(r"error: all_reduce: rank 1 was lost in training.*, epoch 1, step [12]", errors[0])
 
 
-KILL_ONCE = """
-import os, sys
-sys.path.insert(0, {top!r})
-import all_reduce_train as script
-from gradsync import main, method, probe
-probe.WARM_UP_STEPS, probe.MIN_ROUNDS, probe.MAX_ROUNDS = 1, 2, 2
-add, steps = method.Tally.add, 0
-def add_and_die(self, *arguments):
-    global steps
-    add(self, *arguments)
-    steps += 1
-    if os.environ["RANK"] == "1" and steps == 4 and not os.path.exists("killed"):
-        open("killed", "w").close()
-        os.kill(os.getpid(), 9)
-method.Tally.add = add_and_die
-sys.exit(main.run_script(lambda launch: script.AllReduce))
-"""
-
-
 def rendezvous(hosts: Hosts, index: int, backend: str) -> list[str]:
     if backend == "static":
         return where(hosts, index)
@@ -159,7 +136,7 @@ def test_torchrun_restarts_the_ranks_of_all_hosts(backend, hosts, tmp_path):
 
     With c10d the agent of the other host only follows, and does not count that as a restart.
     """
-    (tmp_path / "script.py").write_text(KILL_ONCE.format(top=str(TOP)))
+    (tmp_path / "script.py").write_text(killed_once("all_reduce_train", "lambda launch: script.AllReduce"))
     flags = ["--max-steps", "6", "--global-batch-size", "8", "--checkpoint-every", "3", "--resume", "--timeout", "60"]
     processes = [
         start(hosts, index, [sys.executable, "-m", "torch.distributed.run", *rendezvous(hosts, index, backend),

@@ -8,14 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from emulated import two_hosts
 from jobs import HERE, TOP, wait_for_word
 
 from benchmarks.namespaces import Hosts
-from gradsync.errors import UsageError
 
 TIMEOUT = 15
 DOWN = {"rank": 1, "action": "wait_for_go", "stage": "training", "epoch": 1, "step": 3, "phase": "forward_backward"}
@@ -23,11 +22,7 @@ DOWN = {"rank": 1, "action": "wait_for_go", "stage": "training", "epoch": 1, "st
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with ExitStack() as stack:
-        try:
-            hosts = stack.enter_context(Hosts(2, "1gbit"))
-        except UsageError as error:
-            pytest.skip(str(error))
+    with two_hosts() as hosts:
         yield hosts
 
 
