@@ -132,6 +132,34 @@ class Probe(Section):
     local_step_per_replica: list[Seconds] | None = None  # medians: a replica that is slow by itself shows
 
 
+class GradientGroup(Section):
+    """Gradients that backward computes one after the other; counted as messages, the tensors are one each."""
+
+    tensors: Count
+    bytes: Count
+    factor_bytes: Count  # what PowerSGD would send of them, at the rank of the run: factors of matrices ...
+    dense_bytes: Count  # ... and what it leaves as it is
+    ready: Seconds  # when the last of them is there, since backward began
+
+
+class ComputeProfile(Section):
+    """One step without synchronisation, all replicas at once: medians over the rounds, then means over replicas."""
+
+    rounds: Count
+    forward: Seconds
+    gradients: list[GradientGroup]  # in the order in which backward computes them
+    update: Seconds
+
+    @property
+    def backward(self) -> float:
+        return self.gradients[-1].ready
+
+    @property
+    def step(self) -> float:
+        """Seconds of the whole step without synchronisation."""
+        return self.forward + self.backward + self.update
+
+
 class Communication(Section):
     """Counted where it is sent. A replica's bytes are what it hands to the communication calls."""
 
