@@ -14,7 +14,7 @@ DATASETS = ("auto", "imagefolder", "cifar10", "digits", "synthetic")
 # Flags that say where and how a run executes. Every other flag is part of the recipe: two runs are
 # comparable only if those are equal.
 EXECUTION_FLAGS = frozenset({"workers", "data_dir", "download", "backend", "output_dir", "timeout", "batch_size",
-                             "checkpoint_every", "resume", "profile"})
+                             "checkpoint_every", "resume", "profile", "probe_links"})
 # Flags that choose a method's variant. Not part of the recipe either: they are what a comparison compares.
 METHOD_CHOICES = {
     "variant": ("per-parameter", "flat", "bucketed", "overlapped"),
@@ -58,6 +58,7 @@ class TrainConfig:
     checkpoint_every: int | None = None  # steps; None: each epoch, 0: never
     resume: bool = False
     profile: bool = False
+    probe_links: bool = False
     variant: str = "per-parameter"
     bucket_mb: float | None = None
     compress: str = "none"
@@ -220,6 +221,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="write a checkpoint after every so many steps; 0: never (default: after each epoch)")
     group.add_argument("--profile", action="store_true",
                        help="write a Chrome trace of a few steady steps of each rank into DIR/profiles/")
+    group.add_argument("--probe-links", action="store_true",
+                       help="before training, measure latency and bandwidth between ranks and of all-reduce, and the "
+                            "method's exchange alone; takes seconds, on slow links tens of them")
     group.add_argument("--resume", action="store_true",
                        help="go on from the checkpoint in --output-dir; from the beginning where there is none, and "
                             "not at all where the run has finished")

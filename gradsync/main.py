@@ -23,6 +23,7 @@ from gradsync.datasets import ImageData, choose_dataset, open_dataset
 from gradsync.distributed import Launch, ReplicaContext, choose_backend, own_store, process_group, read_launch
 from gradsync.errors import UsageError
 from gradsync.failure import failure_line, is_echo, is_foreseen
+from gradsync.link_probe import probe_links
 from gradsync.method import Method
 from gradsync.models import GROUPNORM_CNN, build_model, check_normalisation, choose_model, describe_model
 from gradsync.outputs import Outputs
@@ -31,7 +32,7 @@ from gradsync.position import here
 from gradsync.process import end_with_parent
 from gradsync.results import SCHEMA_VERSION, TIME_FORMAT, Resumption, RunResults
 from gradsync.resume import changes, find_checkpoint, has_finished
-from gradsync.screen import say, show_header
+from gradsync.screen import say, show_header, show_links
 from gradsync.training import Server, serve, train
 from gradsync.watchdog import Watchdog
 
@@ -185,6 +186,7 @@ class Prepared:
         assert self.results.model is not None
         return {
             "method": self.name, **(self.results.settings or {}), "backend": self.backend,
+            "probe_links": self.config.probe_links,
             **self.recipe(self.results.model.name), **describe_data(self.data),
             "model's tensors": describe_structure(self.model),
         }
@@ -207,6 +209,7 @@ class Prepared:
                 show_header(self.results, ctx, self.plan, self.data.note)
                 self.note_short_batch()
                 self.note_checkpoint()
+            self.probe_links(ctx)
             module = place(self.model, config, ctx)
             trace = self.outputs.trace(ctx.rank) if config.profile else None
             if ctx.is_server:
@@ -229,6 +232,16 @@ class Prepared:
         if self.saved:
             self.results.resumed_at[-1].changed = changes(self.results.environment, environment)
         self.results.environment = environment
+
+    def probe_links(self, ctx: ReplicaContext) -> None:
+        """As ``--probe-links`` asks; a resumed run keeps what its first part has found."""
+        if not self.config.probe_links or self.results.links is not None:
+            return
+        if ctx.world_size > 1:
+            here.enter("link probe")
+            self.results.links = probe_links(ctx)
+        if ctx.is_recorder:
+            show_links(self.results.links)
 
     def note_short_batch(self) -> None:
         samples = self.data.info.train_samples

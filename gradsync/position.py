@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gradsync.process import memory_file
 
-STAGES = ("start-up", "warm-up", "training", "validation", "end of epoch", "writing the results",
+STAGES = ("start-up", "link probe", "warm-up", "training", "validation", "end of epoch", "writing the results",
           "leaving")
 LAYOUT = struct.Struct("<4q32s")  # stage, epoch, step, moves, phase
 

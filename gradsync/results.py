@@ -28,6 +28,8 @@ PER_EPOCH_LOSS_KEYS = ("all_losses", "batch_losses", "step_losses", "losses")
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Duration = Annotated[float, Field(gt=0, le=1e6)]  # s, of something that was measured
+Bandwidth = Annotated[float, Field(gt=0, le=1e15)]  # bytes/s
 
 
 class Section(BaseModel):
@@ -130,6 +132,46 @@ class Probe(Section):
     exposed_communication: float | None  # median of the paired differences; may be slightly negative
     exposed_communication_iqr: Seconds | None
     local_step_per_replica: list[Seconds] | None = None  # medians: a replica that is slow by itself shows
+    # With --probe-links, where the method can: the step's communication by itself, on the slowest replica.
+    exchange_times: list[Duration] | None = None
+
+
+class LinkSample(Section):
+    """One operation at one message size: median and quartiles of its repeats, each that of the slowest rank.
+
+    algbw and busbw are those of nccl-tests; see ``gradsync/bandwidth.py``.
+    """
+
+    bytes: Annotated[int, Field(gt=0)]
+    repeats: Annotated[int, Field(gt=0)]
+    seconds: Duration
+    low: Duration
+    high: Duration
+    algbw: Bandwidth
+    busbw: Bandwidth
+
+
+class LinkPair(Section):
+    """Two ranks, while the others are quiet."""
+
+    ranks: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    same_host: bool
+    latency: Duration  # half a round trip of the smallest message
+    one_way: Annotated[list[LinkSample], Field(min_length=1, max_length=64)]  # half a round trip, the message returned
+    both_ways: LinkSample  # the largest of these messages in each direction, both at once
+
+
+class Links(Section):
+    """What ``--probe-links`` measured before training, over the job's own groups, between ranks on its own devices."""
+
+    hosts: Annotated[list[Count], Field(min_length=2)]  # of each rank: the number of its host
+    memory: str  # where the messages of a pair lie: cpu or cuda; those of an all-reduce lie on the rank's device
+    all_reduce: Annotated[list[LinkSample], Field(min_length=1, max_length=64)]  # over all ranks
+    pairs: Annotated[list[LinkPair], Field(min_length=1, max_length=64)]  # rank 0 and others; all, unless they are many
+    shift: LinkSample | None  # every rank to its counterpart on the next host, all at once, so that hosts share a link
+    latency: Duration  # of the slowest pair
+    bandwidth: Bandwidth  # of a host's link in one direction; on one host, of a rank's
+    seconds: Seconds  # that the probe took
 
 
 class GradientGroup(Section):
@@ -217,6 +259,7 @@ class RunResults(Section):
     model: ModelInfo | None = None
     environment: Environment | None = None
     probe: Probe | None = None
+    links: Links | None = None
     communication: Communication | None = None
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
     parameter_sketch: list[float] | None = None  # of replica 0, before step 1

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gradsync.config import Plan
 from gradsync.distributed import ReplicaContext
 from gradsync.method import Tally
-from gradsync.results import EpochResults, RunResults
+from gradsync.results import EpochResults, Links, RunResults
 
 REFRESH_SECONDS = 0.25
 
@@ -40,6 +40,18 @@ def show_header(results: RunResults, ctx: ReplicaContext, plan: Plan, note: str)
     say(f"Recipe: global batch {results.global_batch_size}, {plan.total_steps} steps in {len(plan.epoch_lengths)} "
         f"epoch(s), learning rate {plan.learning_rate:g} ({plan.schedule})")
     say(f"Device: {env.device}, backend {env.backend}, {env.threads_per_rank} CPU thread(s) per rank")
+
+
+def show_links(links: Links | None) -> None:
+    if links is None:
+        say("Note: --probe-links: one rank has no links, so nothing is probed")
+        return
+    pair = min(links.pairs, key=lambda pair: pair.one_way[-1].algbw)
+    reduced = links.all_reduce[-1]
+    say(f"Links (probed in {links.seconds:.1f}s): {links.bandwidth / 1e6:,.1f} MB/s; slowest pair: rank "
+        f"{pair.ranks[0]} and rank {pair.ranks[1]}, {pair.one_way[-1].algbw / 1e6:,.1f} MB/s, both ways at once "
+        f"{pair.both_ways.algbw / 1e6:,.1f} MB/s, latency {pair.latency * 1e6:,.0f} us; all-reduce of "
+        f"{reduced.bytes / 2**20:g} MiB: algbw {reduced.algbw / 1e6:,.1f}, busbw {reduced.busbw / 1e6:,.1f} MB/s")
 
 
 def show_probe(results: RunResults) -> None:
