@@ -78,6 +78,7 @@ def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | 
     from benchmarks.rows import RPC_SECONDS, Job, contexts_by_servers
     from gradsync.compute_profile import profile_compute
     from gradsync.distributed import choose_backend, process_group
+    from gradsync.link_probe import probe_links
     from gradsync.method import Method
 
     rate = bits_per_second(flags.rates)
@@ -85,6 +86,7 @@ def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | 
     flags.bucket_mb, flags.chunk_mb = None, 1.0
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
+        links = probe_links(ctx)
         contexts = contexts_by_servers(ctx, flags.rows.split(","))
         job = Job(contexts, flags.model, flags)
         step: dict[str, list[float]] = {}
@@ -107,6 +109,7 @@ def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | 
             "batch_size": flags.batch_size, "image_size": flags.image_size, "rounds": rounds, "steps": flags.steps,
             "bucket_mb": job.config.bucket_mb, "chunk_mb": job.config.chunk_mb,
             "step": {name: quartiles(seconds) for name, seconds in step.items()}, "profiles": profiles,
+            "links": links.model_dump(),
         }
 
 
