@@ -1,4 +1,4 @@
-"""How long a replica computes, part by part: the forward pass, each gradient, the update.
+"""How long a replica computes, part by part: the forward pass, each gradient, the update, a compression.
 
 With the sizes of the gradients this is what the cost model needs to know of a model on a machine.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 import statistics
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradsync.buckets import MIB, cut_into_buckets
+from gradsync.compression import make_compression
+from gradsync.config import BUCKET_MB
 from gradsync.data import Batch
 from gradsync.low_rank import rank_worth_sending
 from gradsync.method import Method
@@ -20,6 +25,7 @@ from gradsync.timing import synchronize
 
 ROUNDS = 7
 MAX_GROUPS = 64
+COMPRESSIONS = ("fp16", "bf16", "powersgd")
 
 
 def profile_compute(method: Method, batch: Batch, rounds: int = ROUNDS) -> ComputeProfile:
@@ -52,7 +58,27 @@ def profile_compute(method: Method, batch: Batch, rounds: int = ROUNDS) -> Compu
     medians = torch.tensor([statistics.median(values) for values in zip(*found, strict=True)])
     forward, update, *ready = (method.ctx.sum_over_replicas(medians) / method.ctx.num_replicas).tolist()
     return ComputeProfile(rounds=rounds, forward=forward, update=update,
-                          gradients=group_gradients(parameters, ready, method.config.powersgd_rank))
+                          gradients=group_gradients(parameters, ready, method.config.powersgd_rank),
+                          compression={name: compression_seconds(method, name, rounds) for name in COMPRESSIONS})
+
+
+def compression_seconds(method: Method, compress: str, rounds: int) -> float:
+    """What a compression computes in a step, all of its parts, without sending anything."""
+    buckets = cut_into_buckets(list(deepcopy(method.module).parameters())[::-1], BUCKET_MB * MIB)
+    compression = make_compression(replace(method.config, compress=compress), buckets, method.updater.scaler)
+    seconds = []
+    for _ in range(rounds):
+        method.ctx.barrier()
+        begin = method.clock.now()
+        with torch.no_grad():
+            for bucket in buckets:
+                for _ in compression.rounds(bucket):
+                    pass
+        end = method.clock.now()
+        synchronize(method.ctx.device)
+        seconds.append(method.clock.seconds(begin, end))
+    total = method.ctx.sum_over_replicas(torch.tensor([statistics.median(seconds)]))
+    return total.item() / method.ctx.num_replicas
 
 
 def group_gradients(parameters: list[nn.Parameter], ready: list[float], rank: int) -> list[GradientGroup]:

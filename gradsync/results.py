@@ -191,6 +191,7 @@ class ComputeProfile(Section):
     forward: Seconds
     gradients: list[GradientGroup]  # in the order in which backward computes them
     update: Seconds
+    compression: dict[str, Seconds]  # by --compress: what it computes in a step, were nothing sent
 
     @property
     def backward(self) -> float:

@@ -1,0 +1,129 @@
+"""The measured grid to which the cost model is fitted and by which it is judged (``benchmarks/cost_grid.py``)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gradsync.analysis.cost_model import Cluster, Costs, shaped_link, step_time
+from gradsync.analysis.least_squares import fit
+from gradsync.config import TrainConfig
+from gradsync.errors import UsageError
+from gradsync.results import ComputeProfile, Section
+from gradsync.variants import num_servers, parse_variant_name
+
+# Where the search begins; only the order of magnitude matters.
+START = Costs(latency=3e-4, message=1e-4, byte=3e-10, reduce=3e-10, collect=3e-10, serial=0.3)
+
+
+class Cell(Section):
+    """One job on emulated hosts: the measured step of each row, and what the model is told of the cell."""
+
+    hosts: int = Field(ge=2)
+    rate: float = Field(gt=0)  # bits/s of each host's link
+    cores: int = Field(gt=0)
+    model: str
+    batch_size: int
+    image_size: int
+    rounds: int
+    steps: int = Field(gt=0)  # of a row in a round, from a common start
+    bucket_mb: float | None
+    chunk_mb: float
+    step: dict[str, tuple[float, float, float]]  # seconds: lower quartile, median, upper quartile of the rounds
+    profiles: dict[int, ComputeProfile]  # by the number of ranks that serve, and therefore do not compute
+
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig(bucket_mb=self.bucket_mb, chunk_mb=self.chunk_mb)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row of a cell."""
+
+    cell: Cell
+    row: str
+    measured: float  # seconds
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Relative: 0.1 is predicted a tenth too long."""
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``factors``: each cost is known to within this factor, one standard error."""
+
+    costs: Costs
+    factors: dict[str, float]
+
+
+def read_grid(path: Path) -> list[Cell]:
+    """Raises UsageError that names the file and what is wrong with it."""
+    try:
+        return TypeAdapter(list[Cell]).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path}: is not JSON ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def rows(cell: Cell) -> list[str]:
+    """What is predicted of a cell: all but the step without synchronisation, which it is told."""
+    return [row for row in cell.step if row != "none"]
+
+
+def predict(cell: Cell, row: str, costs: Costs) -> float:
+    """Seconds of a step of ``row``, from the cell's compute profile and the nominal rate of its links."""
+    method, _ = parse_variant_name(row)
+    servers = num_servers(method, _config(row, cell))
+    cluster = Cluster(cell.hosts, shaped_link(cell.rate), costs, cell.cores)
+    return step_time(row, cell.profiles[servers], cluster, cell.config, cell.steps)
+
+
+def _config(row: str, cell: Cell) -> TrainConfig:
+    from dataclasses import replace
+
+    return replace(cell.config, **parse_variant_name(row)[1])
+
+
+def fit_costs(cells: Sequence[Cell]) -> Fitted:
+    """The costs that explain ``cells`` best: least squares of the logarithm of predicted / measured."""
+    pairs = [(cell, row, cell.step[row][1]) for cell in cells for row in rows(cell)]
+    names = [field.name for field in fields(Costs)]
+
+    def residuals(logarithms: np.ndarray) -> np.ndarray:
+        costs = Costs(*np.exp(logarithms).tolist())
+        return np.array([np.log(predict(cell, row, costs) / measured) for cell, row, measured in pairs])
+
+    found = fit(residuals, np.log(np.array(astuple(START))))
+    return Fitted(Costs(*np.exp(found.values).tolist()),
+                  dict(zip(names, np.exp(np.minimum(found.errors, 50)).tolist(), strict=True)))
+
+
+def judge(cells: Sequence[Cell], costs: Costs) -> list[Judged]:
+    return [Judged(cell, row, cell.step[row][1], predict(cell, row, costs)) for cell in cells for row in rows(cell)]
+
+
+def held_out(cells: Sequence[Cell]) -> list[Judged]:
+    """Every cell judged by costs that were fitted to the others alone."""
+    judged = []
+    for cell in cells:
+        judged += judge([cell], fit_costs([other for other in cells if other is not cell]).costs)
+    return judged
+
+
+def median_and_worst(judged: Sequence[Judged]) -> tuple[float, float]:
+    errors = [abs(one.error) for one in judged]
+    return statistics.median(errors), max(errors)
