@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +29,10 @@ from gradsync.distributed import Launch, read_launch
 from gradsync.errors import RunError, UsageError
 from gradsync.files import write_text_atomically
 
+if TYPE_CHECKING:
+    from benchmarks.rows import Job
+    from gradsync.results import ComputeProfile
+
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = "2,3,4"
 RATES = "100mbit,300mbit,1gbit,3gbit,10gbit"
@@ -36,6 +41,7 @@ ROWS = ("none,baseline_ddp,all_reduce,all_reduce_flat,all_reduce_overlapped,all_
 # By bits/s: measured rounds and steps a round. A slow link spreads little and takes long: at 100 Mbit/s four hosts
 # need 80 s for one step of each row.
 EFFORT = {200e6: (2, 1), 500e6: (3, 1), 2e9: (5, 2), float("inf"): (7, 2)}
+PROFILED_STEPS = 2  # in a round
 
 
 def parse() -> argparse.Namespace:
@@ -73,13 +79,9 @@ def measure_grid(flags: argparse.Namespace) -> None:
 
 def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | None:
     """One rank's part of a cell; the cell on the last rank, which never serves, and nothing on the others."""
-    import torch.distributed as dist
-
     from benchmarks.rows import RPC_SECONDS, Job, contexts_by_servers
-    from gradsync.compute_profile import profile_compute
     from gradsync.distributed import choose_backend, process_group
     from gradsync.link_probe import probe_links
-    from gradsync.method import Method
 
     rate = bits_per_second(flags.rates)
     rounds, flags.steps = next(effort for limit, effort in EFFORT.items() if rate < limit)
@@ -87,30 +89,43 @@ def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | 
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
         links = probe_links(ctx)
-        contexts = contexts_by_servers(ctx, flags.rows.split(","))
-        job = Job(contexts, flags.model, flags)
-        step: dict[str, list[float]] = {}
-        profiles: dict[int, Any] = {}
-        names = list(job.rows)
-        for number in range(rounds + 1):
-            if ctx.rank == 0:
-                print(f"{ctx.world_size} hosts, {rate / 1e6:g} Mbit/s: round {number} of {rounds}", file=sys.stderr)
-            for name in names[number % len(names):] + names[: number % len(names)]:
-                seconds = job.visit(job.rows[name], job.rows[name].step)
-                if number:
-                    step.setdefault(name, []).append(seconds)
-        for servers, context in contexts.items():
-            if not context.is_server:
-                method = Method(job.copy(), job.config, context, job.plan)
-                profiles[servers] = profile_compute(method, job.batch(context)).model_dump()
-            dist.barrier(group=ctx.control)
-        return None if ctx.rank != ctx.world_size - 1 else {
-            "hosts": ctx.world_size, "rate": rate, "cores": os.cpu_count(), "model": flags.model,
-            "batch_size": flags.batch_size, "image_size": flags.image_size, "rounds": rounds, "steps": flags.steps,
-            "bucket_mb": job.config.bucket_mb, "chunk_mb": job.config.chunk_mb,
-            "step": {name: quartiles(seconds) for name, seconds in step.items()}, "profiles": profiles,
-            "links": links.model_dump(),
-        }
+        job = Job(contexts_by_servers(ctx, flags.rows.split(",")), flags.model, flags)
+        seconds, profiles = measure_rounds(job, rounds)
+    return None if launch.rank != launch.world_size - 1 else {
+        "hosts": launch.world_size, "rate": rate, "cores": os.cpu_count(), "model": flags.model,
+        "batch_size": flags.batch_size, "image_size": flags.image_size, "rounds": rounds, "steps": flags.steps,
+        "bucket_mb": job.config.bucket_mb, "chunk_mb": job.config.chunk_mb,
+        "step": {row: quartiles(values) for row, values in seconds.items()},
+        "profiles": {servers: profile.model_dump() for servers, profile in profiles.items()},
+        "links": {"latency": links.latency, "bandwidth": links.bandwidth,
+                  "all_reduce": {sample.bytes: sample.seconds for sample in links.all_reduce}},
+    }
+
+
+def measure_rounds(job: Job, rounds: int) -> tuple[dict[str, list[float]], dict[int, ComputeProfile]]:
+    """Seconds of a step by row, a figure a round; the compute profiles by number of servers, observed in between.
+
+    The round before them warms up.
+    """
+    from gradsync.compute_profile import ComputeProfiler
+    from gradsync.method import Method
+
+    ctx, names, found = job.ctx, list(job.rows), defaultdict(list)
+    profilers = {servers: ComputeProfiler(Method(job.copy(), job.config, context, job.plan))
+                 for servers, context in job.contexts.items() if not context.is_server}
+    for number in range(rounds + 1):
+        if ctx.rank == 0:
+            print(f"{ctx.world_size} hosts: round {number} of {rounds}", file=sys.stderr, flush=True)
+        for name in names[number % len(names):] + names[: number % len(names)]:
+            seconds = job.visit(job.rows[name], job.rows[name].step)
+            if number:
+                found[name].append(seconds)
+        for servers, context in job.contexts.items():
+            if number and not context.is_server:
+                for _ in range(PROFILED_STEPS):
+                    profilers[servers].observe(job.batch(context))
+            ctx.barrier()  # servers must not go on meanwhile
+    return found, {servers: profiler.finish() for servers, profiler in profilers.items()}
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gradsync.buckets import MIB, cut_into_buckets
-from gradsync.compression import make_compression
+from gradsync.compression import Uncompressed, make_compression
 from gradsync.config import BUCKET_MB
 from gradsync.data import Batch
 from gradsync.low_rank import rank_worth_sending
@@ -23,66 +23,79 @@ from gradsync.method import Method
 from gradsync.results import ComputeProfile, GradientGroup
 from gradsync.timing import synchronize
 
-ROUNDS = 7
 MAX_GROUPS = 64
 COMPRESSIONS = ("fp16", "bf16", "powersgd")
 
 
-def profile_compute(method: Method, batch: Batch, rounds: int = ROUNDS) -> ComputeProfile:
-    """Steps without synchronisation, each begun by all replicas at once; the same profile on all of them.
+class ComputeProfiler:
+    """Observes steps without synchronisation, which all replicas begin at once; ``finish`` says what it has seen.
 
     Hooks note when the forward pass is over and when each gradient is there, so the step itself is that of
     training. It moves parameters and optimizer: discard its effect.
     """
-    parameters = [p for p in method.module.parameters() if p.requires_grad]
-    marks: dict[Any, Any] = {}
-    hooks = [method.module.register_forward_hook(lambda *_: marks.update(forward=method.clock.now()))]
-    hooks += [parameter.register_post_accumulate_grad_hook(
-        lambda _, index=index: marks.update({index: method.clock.now()})) for index, parameter in enumerate(parameters)]
-    found = []
-    for _ in range(rounds):
-        marks.clear()
-        method.ctx.barrier()
-        begin = method.clock.now()
-        method.local_step(batch)
-        end = method.clock.now()
-        synchronize(method.ctx.device)
-        forward = marks.pop("forward")
-        ready = {index: method.clock.seconds(forward, mark) for index, mark in marks.items()}
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.clock = method, method.clock
+        self.parameters = [p for p in method.module.parameters() if p.requires_grad]
+        self.marks: dict[Any, Any] = {}
+        self.hooks = [method.module.register_forward_hook(lambda *_: self.mark("forward"))]
+        self.hooks += [parameter.register_post_accumulate_grad_hook(lambda _, index=index: self.mark(index))
+                       for index, parameter in enumerate(self.parameters)]
+        # Buckets take hold of their parameters' gradients, so these are of a copy.
+        self.buckets = cut_into_buckets(list(deepcopy(method.module).parameters())[::-1], BUCKET_MB * MIB)
+        self.compressions = {
+            name: make_compression(replace(method.config, compress=name), self.buckets, method.updater.scaler)
+            for name in COMPRESSIONS}
+        self.seen: list[list[float]] = []
+
+    def mark(self, what: Any) -> None:
+        self.marks[what] = self.clock.now()
+
+    def observe(self, batch: Batch) -> None:
+        """One step of all replicas, and one round of each compression."""
+        self.marks.clear()
+        self.method.ctx.barrier()
+        begin = self.clock.now()
+        self.method.local_step(batch)
+        end = self.clock.now()
+        synchronize(self.method.ctx.device)
+        forward = self.marks.pop("forward")
+        ready = {index: self.clock.seconds(forward, mark) for index, mark in self.marks.items()}
         backward = max(ready.values())
-        # A parameter unused in this step is reduced when backward is over.
-        found.append([method.clock.seconds(begin, forward), method.clock.seconds(forward, end) - backward,
-                      *(ready.get(index, backward) for index in range(len(parameters)))])
-    for hook in hooks:
-        hook.remove()
-    medians = torch.tensor([statistics.median(values) for values in zip(*found, strict=True)])
-    forward, update, *ready = (method.ctx.sum_over_replicas(medians) / method.ctx.num_replicas).tolist()
-    return ComputeProfile(rounds=rounds, forward=forward, update=update,
-                          gradients=group_gradients(parameters, ready, method.config.powersgd_rank),
-                          compression={name: compression_seconds(method, name, rounds) for name in COMPRESSIONS})
+        self.seen.append([
+            self.clock.seconds(begin, forward), self.clock.seconds(forward, end) - backward,
+            *(self.compression_seconds(compression) for compression in self.compressions.values()),
+            # A parameter unused in this step is sent when backward is over.
+            *(ready.get(index, backward) for index in range(len(self.parameters)))])
 
+    @torch.no_grad()
+    def compression_seconds(self, compression: Uncompressed) -> float:
+        """What it computes in a step, all of its parts, without sending anything."""
+        self.method.ctx.barrier()
+        begin = self.clock.now()
+        for bucket in self.buckets:
+            for _ in compression.rounds(bucket):
+                pass
+        end = self.clock.now()
+        synchronize(self.method.ctx.device)
+        return self.clock.seconds(begin, end)
 
-def compression_seconds(method: Method, compress: str, rounds: int) -> float:
-    """What a compression computes in a step, all of its parts, without sending anything."""
-    buckets = cut_into_buckets(list(deepcopy(method.module).parameters())[::-1], BUCKET_MB * MIB)
-    compression = make_compression(replace(method.config, compress=compress), buckets, method.updater.scaler)
-    seconds = []
-    for _ in range(rounds):
-        method.ctx.barrier()
-        begin = method.clock.now()
-        with torch.no_grad():
-            for bucket in buckets:
-                for _ in compression.rounds(bucket):
-                    pass
-        end = method.clock.now()
-        synchronize(method.ctx.device)
-        seconds.append(method.clock.seconds(begin, end))
-    total = method.ctx.sum_over_replicas(torch.tensor([statistics.median(seconds)]))
-    return total.item() / method.ctx.num_replicas
+    def finish(self) -> ComputeProfile:
+        """The same on all replicas."""
+        for hook in self.hooks:
+            hook.remove()
+        ctx = self.method.ctx
+        medians = torch.tensor([statistics.median(values) for values in zip(*self.seen, strict=True)])
+        forward, update, *rest = (ctx.sum_over_replicas(medians) / ctx.num_replicas).tolist()
+        compression, ready = rest[: len(COMPRESSIONS)], rest[len(COMPRESSIONS) :]
+        return ComputeProfile(
+            rounds=len(self.seen), forward=forward, update=max(0.0, update),
+            gradients=group_gradients(self.parameters, ready, self.method.config.powersgd_rank),
+            compression=dict(zip(COMPRESSIONS, compression, strict=True)))
 
 
 def group_gradients(parameters: list[nn.Parameter], ready: list[float], rank: int) -> list[GradientGroup]:
-    """The gradients in the order of ``ready`` (seconds, one a parameter), at most ``MAX_GROUPS`` equal groups."""
+    """The gradients in the order of ``ready`` (seconds, one a parameter), in at most ``MAX_GROUPS`` groups."""
     in_order = sorted(range(len(parameters)), key=lambda index: ready[index])
     size = math.ceil(len(parameters) / MAX_GROUPS)
     groups = []

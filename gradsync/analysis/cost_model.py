@@ -25,7 +25,7 @@ from gradsync.analysis.overlap import Job, overlapped
 from gradsync.config import BUCKET_MB, DDP_BUCKET_MB, TrainConfig
 from gradsync.errors import UsageError
 from gradsync.results import ComputeProfile
-from gradsync.variants import parse_variant_name
+from gradsync.variants import num_servers, parse_variant_name
 
 MIB = 2**20
 FIRST_DDP_BUCKET = 1 * MIB
@@ -50,8 +50,8 @@ def shaped_link(bits_per_second: float, latency: float = 0.0) -> Link:
 class Costs:
     """What is fitted: the software on this machine. Seconds of one processor, unless said otherwise."""
 
-    latency: float  # wall seconds of one step of a ring, and of one message between two ranks
-    message: float  # a rank's part in such a step: handing over, waking up
+    latency: float  # wall seconds of one step of a ring, on top of the link's
+    message: float  # likewise, of one message from one rank to another
     byte: float  # to send a byte, and again to receive it
     reduce: float  # to add a received byte to one's own
     collect: float  # to write a byte of gradients into the buffer that is sent
@@ -90,7 +90,7 @@ class Cluster:
         share = 2 * (n - 1) / n * size  # bytes out of each rank, and as many into it
         own = 2 * share * costs.byte + share / 2 * costs.reduce
         busy = n * own / self.cores if self.cores else own
-        waiting = steps * (self.link.latency + costs.latency + costs.message * self.crowding(n))
+        waiting = steps * (self.link.latency + costs.latency)
         moving = self.seconds(share / self.link.bandwidth, n * own, share * (costs.byte + costs.reduce / 2))
         return Job(waiting + moving, busy)
 
@@ -98,7 +98,7 @@ class Cluster:
         """One rank to another, one message after the other; ``reduced``: the receiver adds each to its own."""
         costs = self.costs
         moving = self.seconds(size / self.link.bandwidth, 2 * size * costs.byte, size * costs.byte)
-        return moving + tensors * (self.link.latency + costs.latency + costs.message) + reduced * size * costs.reduce
+        return moving + tensors * (self.link.latency + costs.message) + reduced * size * costs.reduce
 
 
 def step_time(name: str, profile: ComputeProfile, cluster: Cluster, config: TrainConfig | None = None,
@@ -129,6 +129,11 @@ def read_variant(name: str, config: TrainConfig) -> tuple[str, TrainConfig]:
     if config.mode != "sync":
         raise UsageError(f"{name}: the cost model knows synchronous variants only")
     return method, config
+
+
+def servers_of(name: str) -> int:
+    """Ranks that serve in the variant ``name``, and compute no gradients."""
+    return num_servers(*read_variant(name, TrainConfig())) if name != "none" else 0
 
 
 # All-reduce.
@@ -275,6 +280,6 @@ def pipelined_server(profile: ComputeProfile, cluster: Cluster, config: TrainCon
     moving = cluster.seconds(on_link, 4 * workers * size * costs.byte + servers * serving,
                              max(2 * workers * shard * costs.byte, serving))
     messages = 2 * workers * shard / chunk * costs.message
-    ends = 2 * (cluster.link.latency + costs.latency) + workers * chunk / cluster.link.bandwidth
+    ends = 2 * (cluster.link.latency + costs.message) + workers * chunk / cluster.link.bandwidth
     computing = profile.forward + profile.backward + costs.collect * cluster.crowding(workers) * size
     return computing + moving + messages + ends
