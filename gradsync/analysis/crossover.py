@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def draw_bands(axes: Axes, cells: Sequence[Cell], candidates: Sequence[str], cos
     count = int(POINTS_PER_DECADE * math.log10(2 * fastest / (slowest / 2)))
     edges = [slowest / 2 * (4 * fastest / slowest) ** (index / count) for index in range(count + 1)]
     for hosts in sorted({cell.hosts for cell in cells}):
-        for left, right in zip(edges, edges[1:], strict=False):
+        for left, right in itertools.pairwise(edges):
             standing = predicted_standing(at_rate(cells, hosts, math.sqrt(left * right)), candidates, costs)
             unsure = standing.lead < 1 + told_apart
             axes.barh(hosts, right - left, 0.8, left=left, color=shade(standing.best, shown), linewidth=0,
