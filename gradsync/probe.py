@@ -48,6 +48,7 @@ def warm_up_and_probe(method: Method, batch: Batch, probing: bool = True) -> Pro
     common start and timed to the end of the device's work; a round's figure is the mean over replicas. The
     synchronised step ends when the replica holds the updated parameters, for every method alike. A method that does not
     synchronise is warmed up only, and so is one that is not ``probing`` (because an earlier part of the run has).
+    With ``--probe-links`` the exchange alone is measured too, where the method has one.
     """
     ctx = method.ctx
 
@@ -74,6 +75,7 @@ def warm_up_and_probe(method: Method, batch: Batch, probing: bool = True) -> Pro
             # All replicas must agree on the number of rounds, so the slowest one's watch decides.
             if ctx.max_over_replicas(time.perf_counter() - begin) > MAX_SECONDS and len(synced) >= MIN_ROUNDS:
                 break
+        alone = exchange_alone(method, batch) if synced and method.config.probe_links and method.can_exchange else None
     method.clock.start_epoch()
     method.traffic.take()
     if not synced:
@@ -83,7 +85,30 @@ def warm_up_and_probe(method: Method, batch: Batch, probing: bool = True) -> Pro
     own = torch.zeros(ctx.num_replicas)
     own[ctx.replica_rank] = statistics.median(local)
     summary.local_step_per_replica = ctx.sum_over_replicas(own).tolist()
+    summary.exchange_times = alone
     return summary
+
+
+def exchange_alone(method: Method, batch: Batch) -> list[float]:
+    """Seconds of the communication of a step by itself, on the slowest replica, a figure a round.
+
+    Each round is from a common start, with the same gradients: those of the last local step.
+    """
+    ctx, rounds = method.ctx, []
+    gradients = [(p.grad, p.grad.clone()) for p in method.module.parameters() if p.grad is not None]
+    begin = time.perf_counter()
+    while len(rounds) <= MAX_ROUNDS:
+        for gradient, before in gradients:
+            gradient.copy_(before)
+        synchronize(ctx.device)
+        ctx.barrier()
+        start = time.perf_counter()
+        method.exchange(batch)
+        synchronize(ctx.device)
+        rounds.append(ctx.max_over_replicas(time.perf_counter() - start))
+        if ctx.max_over_replicas(time.perf_counter() - begin) > MAX_SECONDS and len(rounds) > MIN_ROUNDS:
+            break
+    return rounds[1:]  # the first one follows another kind of step
 
 
 def summarise_rounds(step_times: list[float], local_step_times: list[float]) -> Probe:

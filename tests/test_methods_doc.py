@@ -17,9 +17,11 @@ import pytest
 from parity import Job, Trajectory, train_on_rank
 from ranks import TOP, run_ranks
 
+from gradsync.analysis.lower_bound import least_seconds as computed_bound
 from gradsync.config import METHOD_CHOICES, TrainConfig
 from gradsync.ddp_compression import FIRST_COMPRESSED_STEP
 from gradsync.variants import METHODS, num_servers, parse_variant_name, variant_name
+from gradsync.variants import settings as settings_of
 
 RANKS = 4
 SERVERS = (1, 2)
@@ -156,6 +158,7 @@ class Counted:
     symbols: dict[str, float]
     of_servers: list[dict[str, float]]
     bound: float  # seconds at RATE
+    computed: float  # the same, as the report gives it
 
     @staticmethod
     def of(name: str, run: Trajectory, text: str = TEXT) -> Counted:
@@ -170,7 +173,8 @@ class Counted:
                    "X": sum(one["t"] for one in of_servers) - len(SHAPES),
                    **bucket_symbols(method, config, text)}
         moved = [((one.bytes_sent + one.bytes_received) / epoch.steps, one.messages / epoch.steps) for one in records]
-        return Counted(replica, moved, symbols, of_servers, least_seconds(config, replica, moved))
+        report = computed_bound(settings_of(method, config), replica[0], range(RANKS), servers, RATE)
+        return Counted(replica, moved, symbols, of_servers, least_seconds(config, replica, moved), report)
 
 
 def least_seconds(config: TrainConfig, replica: tuple[float, float], servers: list[tuple[float, float]]) -> float:
@@ -219,6 +223,13 @@ def counted(runs) -> dict[str, Counted]:
 
 def test_the_page_says_what_is_counted(counted):
     assert disagreements(TEXT, counted) == []
+
+
+@pytest.mark.parametrize("name", all_variants())
+def test_the_report_computes_the_bounds_of_the_page(name, counted):
+    run = counted[name]
+    says = evaluate(formulas(TEXT)[row_of(name)][FORMULAS[4]], {**run.symbols, **(run.of_servers or [{}])[0]})
+    assert run.computed == pytest.approx(says, rel=1e-12)
 
 
 def test_the_runs_tell_the_symbols_apart(counted):
