@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from copy import deepcopy
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,29 @@ from gradsync.config import BUCKET_MB
 from gradsync.data import Batch
 from gradsync.low_rank import rank_worth_sending
 from gradsync.method import Method
+from gradsync.probe import discarded
 from gradsync.results import ComputeProfile, GradientGroup
 from gradsync.timing import synchronize
 
 MAX_GROUPS = 64
+MIN_ROUNDS, MAX_ROUNDS = 3, 9
+MAX_SECONDS = 15.0
 COMPRESSIONS = ("fp16", "bf16", "powersgd")
+
+
+def profile_compute(method: Method, batch: Batch) -> ComputeProfile:
+    """Observe a few steps whose effect is discarded; the same profile on all replicas."""
+    profiler = ComputeProfiler(method)
+    begin = time.perf_counter()
+    with discarded(method):
+        while len(profiler.seen) < MAX_ROUNDS:
+            profiler.observe(batch)
+            # All replicas must agree on the number of rounds.
+            if (method.ctx.max_over_replicas(time.perf_counter() - begin) > MAX_SECONDS
+                    and len(profiler.seen) >= MIN_ROUNDS):
+                break
+    method.clock.start_epoch()
+    return profiler.finish()
 
 
 class ComputeProfiler:
@@ -41,8 +59,9 @@ class ComputeProfiler:
         self.hooks = [method.module.register_forward_hook(lambda *_: self.mark("forward"))]
         self.hooks += [parameter.register_post_accumulate_grad_hook(lambda _, index=index: self.mark(index))
                        for index, parameter in enumerate(self.parameters)]
-        # Buckets take hold of their parameters' gradients, so these are of a copy.
-        self.buckets = cut_into_buckets(list(deepcopy(method.module).parameters())[::-1], BUCKET_MB * MIB)
+        # Buckets take hold of their parameters' gradients, so these are of copies.
+        copies = [nn.Parameter(parameter.detach().clone()) for parameter in self.parameters[::-1]]
+        self.buckets = cut_into_buckets(copies, BUCKET_MB * MIB)
         self.compressions = {
             name: make_compression(replace(method.config, compress=name), self.buckets, method.updater.scaler)
             for name in COMPRESSIONS}

@@ -261,6 +261,7 @@ class RunResults(Section):
     environment: Environment | None = None
     probe: Probe | None = None
     links: Links | None = None
+    compute_profile: ComputeProfile | None = None  # with --probe-links: what the cost model starts from
     communication: Communication | None = None
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
     parameter_sketch: list[float] | None = None  # of replica 0, before step 1
