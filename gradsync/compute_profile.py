@@ -6,12 +6,12 @@ With the sizes of the gradients this is what the cost model needs to know of a m
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from gradsync.buckets import MIB, cut_into_buckets
@@ -78,11 +78,11 @@ class ComputeProfiler:
         self.method.local_step(batch)
         end = self.clock.now()
         synchronize(self.method.ctx.device)
-        forward = self.marks.pop("forward")
-        ready = {index: self.clock.seconds(forward, mark) for index, mark in self.marks.items()}
+        forward = self.clock.seconds(begin, self.marks.pop("forward"))
+        ready = {index: self.clock.seconds(begin, mark) for index, mark in self.marks.items()}
         backward = max(ready.values())
         self.seen.append([
-            self.clock.seconds(begin, forward), self.clock.seconds(forward, end) - backward,
+            forward, self.clock.seconds(begin, end),
             *(self.compression_seconds(compression) for compression in self.compressions.values()),
             # A parameter unused in this step is sent when backward is over.
             *(ready.get(index, backward) for index in range(len(self.parameters)))])
@@ -100,16 +100,20 @@ class ComputeProfiler:
         return self.clock.seconds(begin, end)
 
     def finish(self) -> ComputeProfile:
-        """The same on all replicas."""
+        """The same on all replicas: the moment at which the last of them is so far, since that is when all can go on.
+
+        Of replicas that share processors, one may be through before another has begun.
+        """
         for hook in self.hooks:
             hook.remove()
-        ctx = self.method.ctx
-        medians = torch.tensor([statistics.median(values) for values in zip(*self.seen, strict=True)])
-        forward, update, *rest = (ctx.sum_over_replicas(medians) / ctx.num_replicas).tolist()
+        latest = torch.tensor(self.seen, dtype=torch.float64)
+        dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=self.method.ctx.replicas)
+        forward, end, *rest = latest.quantile(0.5, dim=0).tolist()
         compression, ready = rest[: len(COMPRESSIONS)], rest[len(COMPRESSIONS) :]
         return ComputeProfile(
-            rounds=len(self.seen), forward=forward, update=max(0.0, update),
-            gradients=group_gradients(self.parameters, ready, self.method.config.powersgd_rank),
+            rounds=len(self.seen), forward=forward, update=max(0.0, end - max(ready)),
+            gradients=group_gradients(self.parameters, [max(0.0, at - forward) for at in ready],
+                                      self.method.config.powersgd_rank),
             compression=dict(zip(COMPRESSIONS, compression, strict=True)))
 
 

@@ -185,7 +185,7 @@ class GradientGroup(Section):
 
 
 class ComputeProfile(Section):
-    """One step without synchronisation, all replicas at once: medians over the rounds, then means over replicas."""
+    """One step without synchronisation, begun by all replicas at once: medians over the rounds of the slowest."""
 
     rounds: Count
     forward: Seconds
