@@ -40,7 +40,7 @@ ROWS = ("none,baseline_ddp,all_reduce,all_reduce_flat,all_reduce_overlapped,all_
         "all_reduce_overlapped_powersgd,ps,ps_flat,ps_pipelined,ps_pipelined_2servers")
 # By bits/s: measured rounds and steps a round. A slow link spreads little and takes long: at 100 Mbit/s four hosts
 # need 80 s for one step of each row.
-EFFORT = {200e6: (2, 1), 500e6: (3, 1), 2e9: (5, 2), float("inf"): (7, 2)}
+EFFORT = {200e6: (2, 1), 500e6: (3, 1), float("inf"): (4, 2)}
 PROFILED_STEPS = 2  # in a round
 
 
