@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.namespaces import bits_per_second
 from benchmarks.side_by_side import quartiles
 from gradsync.config import OneLineParser
 from gradsync.distributed import Launch, read_launch
 from gradsync.errors import RunError, UsageError
 from gradsync.files import write_text_atomically
+from gradsync.rates import bits_per_second
 
 if TYPE_CHECKING:
     from benchmarks.rows import Job

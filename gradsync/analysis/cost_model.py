@@ -17,6 +17,7 @@ Not in it: stragglers, contention inside switches, several ranks on one link, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +71,7 @@ class Cluster:
     link: Link
     costs: Costs = FREE
     cores: int | None = None
+    tree: bool = False  # all-reduces by double binary trees instead of a ring
 
     def crowding(self, active: int) -> float:
         """How much longer computing takes where so many ranks do it at once."""
@@ -84,13 +86,17 @@ class Cluster:
         return max(on_link, processors) + self.costs.serial * min(on_link, processors)
 
     def all_reduce(self, size: float, tensors: int = 1) -> Job:
-        """A ring all-reduce of ``size`` bytes in ``tensors`` messages: its time, and what it takes of processors."""
+        """An all-reduce of ``size`` bytes in ``tensors`` messages: its time, and what it takes of processors.
+
+        Double binary trees need 2 log2 N steps instead of 2 (N-1), and 2 M bytes instead of 2 (N-1)/N M: Sanders,
+        Speck, Traeff 2009 (doi:10.1016/j.parco.2009.09.001).
+        """
         n, costs = self.ranks, self.costs
-        steps = 2 * (n - 1) * tensors
-        share = 2 * (n - 1) / n * size  # bytes out of each rank, and as many into it
+        steps = 2 * math.ceil(math.log2(n)) if self.tree else 2 * (n - 1)
+        share = 2 * size if self.tree else 2 * (n - 1) / n * size  # bytes out of each rank, and as many into it
         own = 2 * share * costs.byte + share / 2 * costs.reduce
         busy = n * own / self.cores if self.cores else own
-        waiting = steps * (self.link.latency + costs.latency)
+        waiting = steps * tensors * (self.link.latency + costs.latency)
         moving = self.seconds(share / self.link.bandwidth, n * own, share * (costs.byte + costs.reduce / 2))
         return Job(waiting + moving, busy)
 
