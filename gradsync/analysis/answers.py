@@ -81,7 +81,7 @@ def loses(subject: Subject, name: str, link: Link, told_apart: float) -> Text:
 
 def stretches(subject: Subject, row: str, other: str, link: Link, told_apart: float
               ) -> list[tuple[int, tuple[int, int]]]:
-    """First and last of consecutive numbers of replicas with one answer: 1 ``row`` is faster, -1 slower, 0 who knows."""
+    """First and last of consecutive numbers of replicas with one answer: 1 ``row`` is faster, -1 slower, 0 unknown."""
     signs = []
     for count in COUNTS:
         ratio = projected_step(subject, other, link, count) / projected_step(subject, row, link, count)
