@@ -27,12 +27,13 @@ CATALOGUE: dict[str, str] = {
     "a message between two ranks, likewise, us": "两个进程之间的一条消息，不含链路延迟，us",
     "to send a MB, and again to receive it, us of a processor": "发送 1 MB（接收亦然），处理器 us",
     "to add a received MB to one's own, us of a processor": "把收到的 1 MB 加到自己的数据上，处理器 us",
-    "to write a MB of gradients into the buffer that is sent, us of a processor": "把 1 MB 梯度写入发送缓冲区，处理器 us",
+    "to write a MB of gradients into the buffer that is sent, us of a processor":
+        "把 1 MB 梯度写入发送缓冲区，处理器 us",
     "share of the shorter of link and processor that the longer does not hide":
         "链路与处理器中较短者未被较长者掩盖的份额",
-    "HOW FAR THE MODEL CAN BE TRUSTED, on emulated hosts that share one machine's processors: it was fitted to one half "
-    "of the measured cells and judged by the other, and the other way round; and fitted to the smaller numbers of hosts "
-    "and judged by the largest.":
+    "HOW FAR THE MODEL CAN BE TRUSTED, on emulated hosts that share one machine's processors: it was fitted to one "
+    "half of the measured cells and judged by the other, and the other way round; and fitted to the smaller numbers "
+    "of hosts and judged by the largest.":
         "模型可信到什么程度（在共用一台机器处理器的模拟主机上）：用一半实测单元拟合，用另一半评判，再反过来；"
         "另用较少的主机数拟合，用最多的主机数评判。",
     "judged by": "评判依据",
