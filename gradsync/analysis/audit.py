@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradsync.analysis import checks_bandwidth, checks_run, checks_samples, checks_set, checks_time, trajectory
+from gradsync.analysis import (
+    checks_bandwidth,
+    checks_links,
+    checks_run,
+    checks_samples,
+    checks_set,
+    checks_time,
+    trajectory,
+)
 from gradsync.analysis.finding import Finding
 from gradsync.analysis.load import Run
 from gradsync.analysis.message import clauses, msg, printable
@@ -22,6 +30,8 @@ RUN_CHECKS = (
     checks_time.time_coverage,
     checks_time.clocks,
     checks_bandwidth.bandwidth,
+    checks_links.links,
+    checks_links.lower_bound,
     checks_time.warm_up,
     checks_time.stragglers,
     checks_time.threads,
@@ -44,8 +54,8 @@ SET_CHECKS = (
 )
 # The names of all checks, as findings and the catalogue have them.
 CHECKS = ("finished", "values", "samples", "same samples", "summary", "phases", "step time", "clocks", "bandwidth",
-          "warm-up", "stragglers", "threads", "replicas", "server updates", "staleness", "resumed", "evaluation",
-          "input-bound", "recipe", "environment", "updates", "start", "trajectory")
+          "links", "lower bound", "warm-up", "stragglers", "threads", "replicas", "server updates", "staleness",
+          "resumed", "evaluation", "input-bound", "recipe", "environment", "updates", "start", "trajectory")
 RANKING_PRESUPPOSES = frozenset({"recipe", "environment", "updates", "start", "trajectory", "input-bound",
                                  "same samples"})
 

@@ -9,6 +9,7 @@ from gradsync.analysis.finding import Finding
 from gradsync.analysis.load import Run
 from gradsync.analysis.message import Text, joined, msg, term
 from gradsync.analysis.words import milliseconds, number
+from gradsync.bandwidth import fastest
 
 GB = 1e9
 
@@ -34,16 +35,17 @@ PCIE_4 = Ceiling(31.5 * GB, msg("PCIe 4.0 x16, 16 lanes of 16 GT/s; if this mach
 
 
 def ceiling(run: Run) -> Ceiling:
-    """What the user states, else what the file says was measured, else a generous figure for the hardware named."""
+    """What the user states, else what a probe of the links has found, else a generous figure for the hardware named."""
     if run.assumed.link_bytes_per_second is not None:
         return Ceiling(run.assumed.link_bytes_per_second, msg("given with --link-gbs"))
     facts = run.results.environment
     if facts is None:
         return PCIE_4
-    measured = getattr(facts, "link_bytes_per_second", None)
-    if isinstance(measured, int | float) and measured > 0:
-        return Ceiling(1.5 * measured, msg("one and a half times the {measured} GB/s measured on this machine",
-                                           measured=number(measured / GB, 3)))
+    # On one host gloo's ranks share processors and memory, and how busy they were decides what a probe finds.
+    if run.results.links is not None and (facts.num_hosts > 1 or facts.backend == "nccl"):
+        measured = fastest(run.results.links)
+        return Ceiling(1.5 * measured, msg("one and a half times the fastest transfer that --probe-links saw, "
+                                           "{measured} GB/s", measured=number(measured / GB, 3)))
     if facts.num_hosts > 1:
         return NETWORK
     if facts.device.lower().startswith("cpu") or facts.backend == "gloo":

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from gradsync.analysis import figures, words
 from gradsync.analysis.comparison import Comparison
 from gradsync.analysis.conclusions import conclusions
+from gradsync.analysis.links import distance_rows, link_rows
 from gradsync.analysis.message import ENGLISH, Language, Text, msg
 from gradsync.analysis.pictures import PICTURES
 from gradsync.analysis.report import (
@@ -52,6 +53,8 @@ def render_page(comparison: Comparison, pictures: Mapping[str, bytes], language:
         "equivalence": table(equivalence_rows(comparison.runs, comparison.loaded.siblings), 0, 1, 5),
         "time": table(time_rows(comparison.runs)),
         "communication": table(communication_rows(comparison.runs)),
+        "links": table(link_rows(comparison.runs)),
+        "distances": table(distance_rows(comparison.runs)),
     }
     page = page_templates(language).get_template("report.html.j2")
     return page.render(

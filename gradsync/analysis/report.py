@@ -14,6 +14,7 @@ from gradsync.analysis.breakdown import breakdown
 from gradsync.analysis.comparison import Comparison
 from gradsync.analysis.finding import COMPARISON, SEVERITY, Finding
 from gradsync.analysis.layout import WIDE_PUNCTUATION, aligned, display_width, wrapped
+from gradsync.analysis.links import distance_rows, link_rows, on_one_host
 from gradsync.analysis.load import BASELINE, METHODS, SINGLE, Run
 from gradsync.analysis.message import ENGLISH, Language, Listing, Text, enumerated, joined, msg, printable, term
 from gradsync.analysis.rows import (
@@ -179,6 +180,9 @@ def report_facts(comparison: Comparison, language: Language) -> dict[str, Any]:
         "time": table(time_rows(runs)),
         "no_phases": [run for run in runs if breakdown(run) is None],
         "communication": table(communication_rows(runs)),
+        "links": table(link_rows(runs)),
+        "distances": table(distance_rows(runs)),
+        "one_host": any(on_one_host(run) for run in runs),
         "explained": explained(comparison),
         "no_probe": [run for run in runs if exposed(run) == words.NOT_KNOWN],
         "efficiencies": [(name, share) for name, share in efficiencies if share is not None],

@@ -162,7 +162,6 @@ BANDWIDTH = {
     "from --gradient-mb": "由 --gradient-mb 给出",
     "float32 gradients of {model}": "{model} 的 float32 梯度",
     "given with --link-gbs": "由 --link-gbs 给出",
-    "one and a half times the {measured} GB/s measured on this machine": "本机实测 {measured} GB/s 的一倍半",
     "memory copies on a large server: half of eight DDR4-3200 channels":
         "大型服务器的内存复制：八通道 DDR4-3200 的一半",
     "a network card of 400 Gbit/s": "400 Gbit/s 网卡",
