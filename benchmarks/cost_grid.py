@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.side_by_side import quartiles
-from gradsync.config import OneLineParser
+from gradsync.config import OneLineParser, TrainConfig
 from gradsync.distributed import Launch, read_launch
 from gradsync.errors import RunError, UsageError
 from gradsync.files import write_text_atomically
@@ -85,7 +85,7 @@ def measure_cell(launch: Launch, flags: argparse.Namespace) -> dict[str, Any] | 
 
     rate = bits_per_second(flags.rates)
     rounds, flags.steps = next(effort for limit, effort in EFFORT.items() if rate < limit)
-    flags.bucket_mb, flags.chunk_mb = None, 1.0
+    flags.bucket_mb, flags.chunk_mb = None, TrainConfig().chunk_mb
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
         links = probe_links(ctx)

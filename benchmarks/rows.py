@@ -32,6 +32,8 @@ from gradsync.variants import num_servers, parse_variant_name
 
 Operation = Callable[[], None]
 RPC_SECONDS = 120
+# Rows of the rpc server, and the channels that tensors may take; None: whatever rpc finds fastest.
+RPC_CHANNELS: dict[str, list[str] | None] = {"rpc": None, "rpc_sockets": ["basic"]}
 
 
 @dataclass
@@ -189,17 +191,20 @@ def ignore(_: object) -> None:
 
 
 SPECIAL: dict[str, Callable[[Job], Row]] = {
-    "none": no_synchronisation, "stock_ddp": stock_ddp, "rpc": remote_procedure_calls,
+    "none": no_synchronisation, "stock_ddp": stock_ddp, **dict.fromkeys(RPC_CHANNELS, remote_procedure_calls),
     "raw_all_reduce": raw_all_reduce, "raw_p2p": raw_point_to_point,
 }
 
 
 def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
     """All models in turn; the measurements on rank 0, nothing on the others."""
+    rpc_rows = [name for name in flags.rows.split(",") if name in RPC_CHANNELS]
+    if len(rpc_rows) > 1:
+        raise UsageError(f"--rows {','.join(rpc_rows)}: a process has one set of rpc channels; give one of them a job")
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
         contexts = contexts_by_servers(ctx, flags.rows.split(","))
-        with rpc_agents(ctx, "rpc" in flags.rows.split(",")):
+        with rpc_agents(ctx, rpc_rows):
             measurements = [measure_model(contexts, model, flags) for model in flags.models.split(",")]
     return measurements if launch.rank == 0 else []
 
@@ -231,9 +236,9 @@ def servers_of(name: str, config: TrainConfig) -> int:
 
 
 @contextmanager
-def rpc_agents(ctx: ReplicaContext, wanted: bool) -> Iterator[None]:
-    """torch.distributed.rpc on all ranks, over the same interface as everything else."""
-    if not wanted:
+def rpc_agents(ctx: ReplicaContext, rows: list[str]) -> Iterator[None]:
+    """torch.distributed.rpc on all ranks for its row, if there is one; over the same interface as everything else."""
+    if not rows:
         yield
         return
     import torch.distributed.rpc as rpc
@@ -245,7 +250,7 @@ def rpc_agents(ctx: ReplicaContext, wanted: bool) -> Iterator[None]:
         port = ctx.gather_records({"port": free.getsockname()[1]})[0]["port"]
     # Of its transports, shared memory polls: with more ranks than cores everything else then takes seconds.
     options = rpc.TensorPipeRpcBackendOptions(init_method=f"tcp://{host}:{port}", rpc_timeout=RPC_SECONDS,
-                                              _transports=["uv"])
+                                              _transports=["uv"], _channels=RPC_CHANNELS[rows[0]])
     rpc.init_rpc(f"rank{ctx.rank}", rank=ctx.rank, world_size=ctx.world_size, rpc_backend_options=options)
     yield
     rpc.shutdown()

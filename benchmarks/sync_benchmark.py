@@ -7,14 +7,15 @@
 
 Every row has a model of its own in the same processes. A round visits all rows, another one first each time, for
 --steps steps from a common start until the slowest replica holds the new parameters; the first round warms up and is
-dropped. The
-table gives medians over the rounds with quartiles, and the median of the rounds' ratios to a reference row; --json
-FILE keeps every figure. Rows are variants as --methods of run_all_experiments.sh calls them, and:
+dropped. The table gives medians over the rounds with quartiles, and the median of the rounds' ratios to a reference
+row; --json FILE keeps every figure. Rows are variants as --methods of run_all_experiments.sh calls them, and:
 
     none             the step without synchronisation
     stock_ddp        DistributedDataParallel and SGD with their defaults: buffers broadcast in every forward pass,
                      gradients copied out of the buckets, an optimizer that is not fused
-    rpc              a parameter server written with torch.distributed.rpc
+    rpc              a parameter server written with torch.distributed.rpc; ranks of one host read tensors out of
+                     each other's memory
+    rpc_sockets      the same, its tensors through sockets, as between hosts; in a job without rpc
     raw_all_reduce   the bytes of the gradients in one all-reduce, with no work around it
     raw_p2p          the same bytes between rank 0 and every other one, both directions at once (isend, irecv)
 """
@@ -32,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.side_by_side import Measurement, table
-from gradsync.config import OneLineParser
+from gradsync.config import OneLineParser, TrainConfig
 from gradsync.distributed import read_launch
 from gradsync.errors import UsageError
 from gradsync.files import write_text_atomically
@@ -53,7 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="per replica (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--bucket-mb", type=float, help="as in the training scripts")
-    parser.add_argument("--chunk-mb", type=float, default=1.0, help="as in the training scripts")
+    parser.add_argument("--chunk-mb", type=float, default=TrainConfig.chunk_mb,
+                        help="as in the training scripts (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write every round's figures")
     flags = parser.parse_args()
     if flags.rounds < 10:

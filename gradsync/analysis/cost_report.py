@@ -45,6 +45,10 @@ class Judgement:
     def errors(self) -> Errors:
         return cost_grid.summarise(self.held_out)
 
+    @property
+    def told_apart(self) -> float:
+        return cost_grid.told_apart(self.held_out)
+
 
 def judge_model(cells: Sequence[Cell]) -> Judgement:
     return Judgement(cost_grid.fit_costs(cells), cost_grid.held_out(cells), cost_grid.extrapolated(cells))
@@ -59,14 +63,15 @@ def render_cost_model(cells: Sequence[Cell], runs: Sequence[Run] | None, rates: 
     """
     judgement = judge_model(cells)
     with quiet_matplotlib():
-        pictures = {"crossover": crossover_chart(cells, judgement.fitted.costs, judgement.errors)}
+        pictures = {"crossover": crossover_chart(cells, judgement.fitted.costs, judgement.errors,
+                                                  judgement.told_apart)}
     parts = [model_text(judgement, language)]
     if runs is not None:
         run = chosen_run(runs)
         subject, links = make_subject(run, tree), chosen_links(run, rates, latency)
         with quiet_matplotlib():
             pictures["projection"] = projection_chart(subject, links, str(standing(judgement.errors, runs)))
-        parts.insert(0, projection_text(runs, run, subject, links, judgement.errors, language))
+        parts.insert(0, projection_text(runs, run, subject, links, judgement, language))
     text = "\n\n".join(parts)
     files = {Path("plots") / f"{name}.png": content for name, content in pictures.items()}
     return text, files | {Path("cost_model.txt"): f"{text}\n".encode("utf-8", "backslashreplace")}
@@ -167,13 +172,13 @@ def standing(errors: Errors, runs: Sequence[Run]) -> Text:
     return msg("{ours} On the {count} runs here it is at most {off} off.", ours=ours, count=len(own), off=f"{off:.0%}")
 
 
-def projection_text(runs: Sequence[Run], run: Run, subject: Subject, links: dict[str, Link], errors: Errors,
+def projection_text(runs: Sequence[Run], run: Run, subject: Subject, links: dict[str, Link], judgement: Judgement,
                     language: Language) -> str:
     lines = paragraph(language, msg("PREDICTED, NOT MEASURED: {model}, from the compute profile and links of {name}.",
                                     model=subject.name, name=run.name))
-    lines += paragraph(language, standing(errors, runs))
+    lines += paragraph(language, standing(judgement.errors, runs))
     own = own_errors(runs)
-    told_apart = max([errors.ratio, *(abs(predicted / measured - 1) for _, measured, predicted in own)])
+    told_apart = max([judgement.told_apart, *(abs(predicted / measured - 1) for _, measured, predicted in own)])
     if own:
         lines += ["", *table(language, [
             [msg("runs here"), msg("replicas"), msg("measured ms"), msg("predicted ms"), msg("error")],

@@ -76,14 +76,14 @@ def median_profile(profiles: Sequence[ComputeProfile]) -> ComputeProfile:
     return sorted(profiles, key=lambda profile: profile.step)[(len(profiles) - 1) // 2]
 
 
-def crossover_chart(cells: Sequence[Cell], costs: Costs, errors: Errors) -> bytes:
+def crossover_chart(cells: Sequence[Cell], costs: Costs, errors: Errors, told_apart: float) -> bytes:
     """Two panels: all rows, and those that send the gradients as they are."""
     everything = list(dict.fromkeys(row for cell in cells for row in rows(cell)))
     exact = [row for row in everything if not row.endswith(("fp16", "bf16", "powersgd"))]
     panels = [("compression allowed", everything), ("the exact gradients only", exact)]
     caption = (f"MODEL, fitted to {len(cells)} measured cells. Held-out cells: median error {errors.median:.0%}, worst "
                f"{errors.worst:.0%}. Colour: the most img/s predicted; hatched: the lead over the second is within "
-               f"{errors.ratio:.0%}, which the model cannot tell. Marks are measured cells in the colour of the "
+               f"{told_apart:.0%}, which the model cannot tell. Marks are measured cells in the colour of the "
                f"measured winner. {cells[0].model}, {cells[0].batch_size} images of {cells[0].image_size}x"
                f"{cells[0].image_size} per replica, {cells[0].cores} cores for all hosts.")
     figure, panel_axes = new_chart(3.9, "Who wins (model)", caption, (1,) * len(panels))
@@ -91,7 +91,7 @@ def crossover_chart(cells: Sequence[Cell], costs: Costs, errors: Errors) -> byte
     verdicts: list[str] = []
     for axes, (title, candidates) in zip(panel_axes, panels, strict=True):
         axes.set_title(title, loc="left", fontsize=7)
-        draw_bands(axes, cells, candidates, costs, errors.ratio, shown)
+        draw_bands(axes, cells, candidates, costs, told_apart, shown)
         verdicts += draw_cells(axes, cells, candidates, costs, shown)
     finish(panel_axes, cells)
     add_legends(figure, shown, verdicts)
