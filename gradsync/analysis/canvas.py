@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradsync.analysis import figures
 from gradsync.analysis.comparison import Comparison
@@ -106,6 +106,17 @@ def new_chart(height: float, title: str, caption: str, rows: Sequence[float] = (
         figure.supxlabel("\n".join(caption_lines), x=0.02, ha="left", fontsize=5.8, color=FAINT, linespacing=1.25)
     axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey="row", height_ratios=rows)
     return figure, list(axes.flat)
+
+
+def legend_in(row: Sequence[Axes], handles: Sequence[Any], columns: int = 1) -> None:
+    """Use the last row of axes as room for a legend of the whole figure.
+
+    It shares the x axis, so the row above it has to ask for its tick labels (``labelbottom``).
+    """
+    for axes in row:
+        axes.set_axis_off()
+    legend = row[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=columns)
+    legend.set_in_layout(False)
 
 
 def to_png(figure: Figure) -> bytes:

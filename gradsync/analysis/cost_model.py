@@ -17,19 +17,20 @@ Not in it: stragglers, contention inside switches, several ranks on one link, as
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
 
 from gradsync.analysis.overlap import Job, overlapped
 from gradsync.config import BUCKET_MB, DDP_BUCKET_MB, TrainConfig
 from gradsync.errors import UsageError
-from gradsync.results import ComputeProfile
+from gradsync.results import ComputeProfile, GradientGroup
 from gradsync.variants import num_servers, parse_variant_name
 
 MIB = 2**20
-FIRST_DDP_BUCKET = 1 * MIB
+FIRST_DDP_BUCKET_MB = 1
 # TCP/IPv4 with timestamps over Ethernet: 1448 bytes of 1514 are the application's. RFC 9293, RFC 7323, RFC 894.
 PAYLOAD = 1448 / 1514
 
@@ -125,6 +126,7 @@ def step_time(name: str, profile: ComputeProfile, cluster: Cluster, config: Trai
     return all_reduce_after_backward(profile, cluster, config)
 
 
+@lru_cache
 def read_variant(name: str, config: TrainConfig) -> tuple[str, TrainConfig]:
     """The method and its flags. Raises UsageError where the model knows no such variant."""
     try:
@@ -159,22 +161,20 @@ class Bucket:
 def cut_into_buckets(profile: ComputeProfile, method: str, config: TrainConfig) -> list[Bucket]:
     """As the method cuts: DDP closes a bucket once it is full, ours before it would be."""
     ddp = method == "baseline_ddp"
-    default_limits = [FIRST_DDP_BUCKET, DDP_BUCKET_MB * MIB] if ddp else [BUCKET_MB * MIB]
-    limits = [config.bucket_mb * MIB] if config.bucket_mb else default_limits
-    buckets: list[list[Any]] = []
-    full = True
+    sizes = [config.bucket_mb] if config.bucket_mb else [FIRST_DDP_BUCKET_MB, DDP_BUCKET_MB] if ddp else [BUCKET_MB]
+    buckets: list[list[GradientGroup]] = [[]]
+    held = 0
     for group in profile.gradients:
-        limit = limits[min(max(0, len(buckets) - (not full)), len(limits) - 1)]
-        held = sum(one.bytes for one in buckets[-1]) if buckets else 0
-        if full or (not ddp and held + group.bytes > limit):
+        limit = MIB * sizes[min(len(buckets), len(sizes)) - 1]
+        if buckets[-1] and (held >= limit if ddp else held + group.bytes > limit):
             buckets.append([])
-            limit, held = limits[min(len(buckets) - 1, len(limits) - 1)], 0
+            held = 0
         buckets[-1].append(group)
-        full = ddp and held + group.bytes >= limit
+        held += group.bytes
     return [make_bucket(groups) for groups in buckets]
 
 
-def make_bucket(groups: Sequence[Any]) -> Bucket:
+def make_bucket(groups: Sequence[GradientGroup]) -> Bucket:
     # Of a matrix [out, rest], P and Q have out and rest rows; which is larger hardly matters, as both travel.
     factors = sum(group.factor_bytes for group in groups)
     return Bucket(sum(group.bytes for group in groups), factors / 2 + sum(group.dense_bytes for group in groups),
@@ -185,28 +185,18 @@ def overlapped_all_reduce(method: str, profile: ComputeProfile, cluster: Cluster
     """Buckets start during backward, one after the other, and compete with it for the processors."""
     crowding, costs = cluster.crowding(cluster.ranks), cluster.costs
     before, between, after = compression_work(profile, config.compress)
-    ready, jobs, later = [], [], []
-    done = 0.0  # work of hooks so far, which delays backward
     buckets = cut_into_buckets(profile, method, config)
-    written = 0.0
-    for bucket in buckets:
-        written += bucket.bytes
-        done += before * bucket.bytes
-        ready.append(bucket.ready + done + costs.collect * crowding * written)
-        messages = wire_sizes(bucket, config.compress)
-        jobs.append(cluster.all_reduce(messages[0]))
-        later.append([cluster.all_reduce(size).seconds for size in messages[1:]])
-    backward = profile.backward + done + costs.collect * crowding * written
-    main, ends = overlapped(backward, ready, jobs)
+    messages = [wire_sizes(bucket, config.compress) for bucket in buckets]
+    written = itertools.accumulate(bucket.bytes for bucket in buckets)  # copied, and compressed, by hooks of backward
+    delays = [(costs.collect * crowding + before) * size for size in written]
+    ready = [bucket.ready + delay for bucket, delay in zip(buckets, delays, strict=True)]
+    main, ends = overlapped(profile.backward + delays[-1], ready, [cluster.all_reduce(first) for first, *_ in messages])
     link = ends[-1]
-    second_ends = []
-    for bucket, end, more in zip(buckets, ends, later, strict=True):
-        main = max(main, end)
-        for seconds in more:
-            main += between * bucket.bytes
-            link = max(main, link) + seconds
-        second_ends.append(link if more else end)
-    for bucket, end in zip(buckets, second_ends, strict=True):
+    for number, (bucket, (_, *more)) in enumerate(zip(buckets, messages, strict=True)):
+        for size in more:  # PowerSGD: the second message needs the sum of the first
+            main = max(main, ends[number]) + between * bucket.bytes
+            link = ends[number] = max(main, link) + cluster.all_reduce(size).seconds
+    for bucket, end in zip(buckets, ends, strict=True):
         main = max(main, end) + after * bucket.bytes
     return profile.forward + main + profile.update
 

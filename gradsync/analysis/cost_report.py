@@ -134,11 +134,13 @@ def make_subject(run: Run, tree: bool) -> Subject:
 
 
 def probed_costs(links: Links) -> Costs:
-    """A step of an all-reduce of a few bytes, beside what a message between two ranks takes."""
+    """What an all-reduce takes beside its messages: steps of a few bytes, and the bytes of a large one."""
+    ranks, large = len(links.hosts), links.all_reduce[-1]
     small = statistics.median(sample.seconds for sample in links.all_reduce if sample.bytes <= SMALL_MESSAGE)
-    steps = 2 * (len(links.hosts) - 1)
-    return Costs(latency=max(0.0, small / steps - links.latency), message=0.0, byte=0.0, reduce=0.0, collect=0.0,
-                 serial=0.0)
+    share = 2 * (ranks - 1) / ranks * large.bytes  # into each rank, half of it to be added up
+    rest = max(0.0, large.seconds - small - share / links.bandwidth)
+    return Costs(latency=max(0.0, small / (2 * (ranks - 1)) - links.latency), message=0.0, byte=0.0,
+                 reduce=rest / (share / 2), collect=0.0, serial=1.0)
 
 
 def chosen_links(run: Run, rates: dict[str, float], latency: float | None) -> dict[str, Link]:
@@ -169,7 +171,8 @@ def standing(errors: Errors, runs: Sequence[Run]) -> Text:
     if not own:
         return ours
     off = max(abs(predicted / measured - 1) for _, measured, predicted in own)
-    return msg("{ours} On the {count} runs here it is at most {off} off.", ours=ours, count=len(own), off=f"{off:.0%}")
+    return msg("{ours} Of the runs here ({count}) the farthest is {off} off.", ours=ours, count=len(own),
+               off=f"{off:.0%}")
 
 
 def projection_text(runs: Sequence[Run], run: Run, subject: Subject, links: dict[str, Link], judgement: Judgement,

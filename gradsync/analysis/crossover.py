@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradsync.analysis import canvas
-from gradsync.analysis.canvas import INK, new_chart, to_png
+from gradsync.analysis.canvas import INK, legend_in, new_chart, to_png
 from gradsync.analysis.cost_grid import Cell, Errors, predict, rows
 from gradsync.analysis.cost_model import Costs, servers_of
 from gradsync.results import ComputeProfile
@@ -86,7 +86,7 @@ def crossover_chart(cells: Sequence[Cell], costs: Costs, errors: Errors, told_ap
                f"{told_apart:.0%}, which the model cannot tell. Marks are measured cells in the colour of the "
                f"measured winner. {cells[0].model}, {cells[0].batch_size} images of {cells[0].image_size}x"
                f"{cells[0].image_size} per replica, {cells[0].cores} cores for all hosts.")
-    figure, panel_axes = new_chart(3.9, "Who wins (model)", caption, (1,) * len(panels))
+    figure, (*panel_axes, below) = new_chart(4.2, "Who wins (model)", caption, (1, 1, 0.75))
     shown: dict[str, str] = {}
     verdicts: list[str] = []
     for axes, (title, candidates) in zip(panel_axes, panels, strict=True):
@@ -94,7 +94,7 @@ def crossover_chart(cells: Sequence[Cell], costs: Costs, errors: Errors, told_ap
         draw_bands(axes, cells, candidates, costs, told_apart, shown)
         verdicts += draw_cells(axes, cells, candidates, costs, shown)
     finish(panel_axes, cells)
-    add_legends(figure, shown, verdicts)
+    legend_in([below], legend_handles(shown, verdicts))
     return to_png(figure)
 
 
@@ -142,14 +142,14 @@ def finish(panel_axes: Sequence[Axes], cells: Sequence[Cell]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(sorted({cell.rate for cell in cells})))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate / 1e9:g}" if rate else ""))
         axes.xaxis.set_minor_locator(NullLocator())
+    panel_axes[-1].tick_params(labelbottom=True)
     panel_axes[-1].set_xlabel("link of each host, Gbit/s in each direction")
 
 
-def add_legends(figure: object, shown: dict[str, str], verdicts: Sequence[str]) -> None:
+def legend_handles(shown: dict[str, str], verdicts: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[object] = [Patch(facecolor=colour, alpha=0.7, label=row) for row, colour in shown.items()]
-    handles += [Line2D([], [], marker=MARKS[kind][0], linestyle="", color="white", markeredgecolor=INK, markersize=5,
-                       label=f"{MARKS[kind][1]} ({verdicts.count(kind)})") for kind in MARKS if kind in verdicts]
-    figure.legend(handles=handles, loc="outside lower left", ncols=1, fontsize=6)  # type: ignore[attr-defined]
+    marks = [Line2D([], [], marker=MARKS[kind][0], linestyle="", color="white", markeredgecolor=INK, markersize=5,
+                    label=f"{MARKS[kind][1]} ({verdicts.count(kind)})") for kind in MARKS if kind in verdicts]
+    return [Patch(facecolor=colour, alpha=0.7, label=row) for row, colour in shown.items()] + marks

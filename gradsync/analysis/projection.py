@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradsync.analysis import canvas
-from gradsync.analysis.canvas import FAINT, new_chart, to_png
+from gradsync.analysis.canvas import FAINT, legend_in, new_chart, to_png
 from gradsync.analysis.cost_model import FREE, Cluster, Costs, Link, servers_of, step_time
 from gradsync.config import TrainConfig
 from gradsync.results import ComputeProfile
@@ -46,20 +46,19 @@ def efficiency(subject: Subject, row: str, link: Link, replicas: int) -> float:
 
 def projection_chart(subject: Subject, links: dict[str, Link], standing: str) -> bytes:
     """Step time above, efficiency below, a column for each of ``links``. ``standing``: what is known of the error."""
-    figure, axes = new_chart(3.2, f"{subject.name} on clusters that were not measured (model)",
-                             _caption(subject, links, standing), (1, 1), len(links))
-    above, below = axes[: len(links)], axes[len(links) :]
+    count = len(links)
+    figure, axes = new_chart(3.4 + 0.1 * (count == 1), f"{subject.name} on clusters that were not measured (model)",
+                             _caption(subject, links, standing), (1, 1, 0.22 + 0.2 * (count == 1)), count)
+    above, below, room = axes[:count], axes[count : 2 * count], axes[2 * count :]
     for upper, lower, (name, link) in zip(above, below, links.items(), strict=True):
-        upper.set_title(f"links of {name}", loc="left", fontsize=7)
+        upper.set_title(f"links of {name} (model)", loc="left", fontsize=7)
         upper.axhline(1e3 * subject.profile.step, color=FAINT, linestyle="-", linewidth=0.6)
         for row, (colour, line, marker) in zip(VARIANTS, STYLES, strict=True):
             looks = {"color": colour, "linestyle": line, "marker": marker, "markersize": 2.5, "linewidth": 0.9}
             upper.plot(REPLICAS, [1e3 * projected_step(subject, row, link, n) for n in REPLICAS], label=row, **looks)
             lower.plot(REPLICAS, [100 * efficiency(subject, row, link, n) for n in REPLICAS], **looks)
-        for panel in (upper, lower):
-            panel.text(0.03, 0.03, "model", transform=panel.transAxes, color=FAINT, fontsize=6, style="italic")
     _finish(above, below)
-    figure.legend(*above[0].get_legend_handles_labels(), loc="outside lower left", ncols=min(3, 2 * len(links)))
+    legend_in(room, above[0].get_legend_handles_labels()[0], 1 if count == 1 else 3)
     return to_png(figure)
 
 
@@ -73,9 +72,10 @@ def _finish(above: Sequence[Axes], below: Sequence[Axes]) -> None:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for panel in above:
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for panel in below:
         panel.set_ylim(0, 105)
+        panel.tick_params(labelbottom=True)
         panel.set_xlabel("replicas")
     above[0].set_ylabel("step, ms")
     below[0].set_ylabel("efficiency, %")

@@ -48,7 +48,8 @@ CATALOGUE: dict[str, str] = {
     "On held-out cells of emulated hosts the model's median error was {median}, its worst {worst}; no larger cluster "
     "was measured.":
         "在未参与拟合的模拟主机单元上，模型误差的中位数为 {median}，最大为 {worst}；没有实测过更大的集群。",
-    "{ours} On the {count} runs here it is at most {off} off.": "{ours} 对此处的 {count} 次运行，误差至多 {off}。",
+    "{ours} Of the runs here ({count}) the farthest is {off} off.":
+        "{ours} 此处 {count} 次运行中，误差最大的为 {off}。",
     "PREDICTED, NOT MEASURED: {model}, from the compute profile and links of {name}.":
         "预测，并非实测：{model}，依据 {name} 的计算剖面与链路。",
     "runs here": "此处的运行",
