@@ -115,7 +115,8 @@ class Job:
                     seconds = self.visit(row, operation)
                     if number and seconds:
                         figures[kind].setdefault(name, []).append(seconds)
-        return figures
+        exchange, step = ({name: kind[name] for name in names if name in kind} for kind in figures)
+        return exchange, step
 
     def visit(self, row: Row, operation: Operation | None) -> float:
         """Seconds on the slowest replica; 0 where the row has no such operation."""
@@ -199,8 +200,6 @@ SPECIAL: dict[str, Callable[[Job], Row]] = {
 def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
     """All models in turn; the measurements on rank 0, nothing on the others."""
     rpc_rows = [name for name in flags.rows.split(",") if name in RPC_CHANNELS]
-    if len(rpc_rows) > 1:
-        raise UsageError(f"--rows {','.join(rpc_rows)}: a process has one set of rpc channels; give one of them a job")
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
         contexts = contexts_by_servers(ctx, flags.rows.split(","))

@@ -60,6 +60,8 @@ def parse() -> argparse.Namespace:
     flags = parser.parse_args()
     if flags.rounds < 10:
         raise UsageError(f"--rounds {flags.rounds}: fewer than 10 rounds say nothing; give 10 or more")
+    if {"rpc", "rpc_sockets"} <= set(flags.rows.split(",")):
+        raise UsageError("--rows rpc,rpc_sockets: a process has one set of rpc channels; measure each in its own job")
     return flags
 
 

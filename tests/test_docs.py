@@ -62,6 +62,8 @@ FAULTS = {
     "a cluster's comparison": ("```bash\npython benchmarks/emulated_cluster.py --methods ring\n```", "ring"),
     "a cluster's script": ("```bash\npython benchmarks/emulated_cluster.py --script ring.py\n```", "no script"),
     "a benchmark's row": ("```bash\npython benchmarks/sync_benchmark.py --rows ring\n```", "--rows ring"),
+    "rows that one job cannot hold": ("```bash\npython benchmarks/sync_benchmark.py --rows rpc,rpc_sockets\n```",
+                                      "--rows rpc,rpc_sockets"),
     "a command in a sentence": ("`python check_environment.py --ranks 4`", "--ranks"),
 }
 
