@@ -70,7 +70,7 @@ class Fitted:
 def read_grid(path: Path) -> list[Cell]:
     """Raises UsageError that names the file and what is wrong with it."""
     try:
-        return TypeAdapter(list[Cell]).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        cells = TypeAdapter(list[Cell]).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -78,6 +78,10 @@ def read_grid(path: Path) -> list[Cell]:
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if min(len({cell.hosts for cell in cells}), len({cell.rate for cell in cells})) < 2:
+        raise UsageError(f"{path}: the model is judged by what it was not fitted to, so it needs cells with two "
+                         "numbers of hosts and two rates at least")
+    return cells
 
 
 def rows(cell: Cell) -> list[str]:
