@@ -1,4 +1,4 @@
-"""The cost model: its formulas against the lower bounds, its buckets against the methods', its fit against known costs."""
+"""The cost model: its formulas against the lower bounds, its buckets and its fit against what is known."""
 
 from __future__ import annotations
 

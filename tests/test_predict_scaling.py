@@ -146,7 +146,8 @@ def test_bad_input_is_refused_in_one_line(case, tmp_path, small_grid, capsys):
     write(tmp_path, sample("baseline_ddp"))
     (tmp_path / "not_a_grid.json").write_text("[{}]")
     (tmp_path / "one.json").write_text(json.dumps([synthetic(2, 1e9, COSTS).model_dump()]))
-    places = {"GRID": str(small_grid), "NOT_A_GRID": str(tmp_path / "not_a_grid.json"), "ONE": str(tmp_path / "one.json")}
+    places = {"GRID": str(small_grid), "NOT_A_GRID": str(tmp_path / "not_a_grid.json"),
+              "ONE": str(tmp_path / "one.json")}
     assert predict_scaling.main(command(tmp_path, *(places.get(word, word) for word in arguments))) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
