@@ -139,6 +139,15 @@ def read_variant(name: str, config: TrainConfig) -> tuple[str, TrainConfig]:
     return method, config
 
 
+def is_modelled(name: str) -> bool:
+    """Whether ``step_time`` knows the variant."""
+    try:
+        read_variant(name, TrainConfig())
+    except UsageError:
+        return False
+    return True
+
+
 def servers_of(name: str) -> int:
     """Ranks that serve in the variant ``name``, and compute no gradients."""
     return num_servers(*read_variant(name, TrainConfig())) if name != "none" else 0

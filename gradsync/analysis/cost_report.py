@@ -11,9 +11,9 @@ from gradsync.analysis import cost_grid, words
 from gradsync.analysis.answers import answers
 from gradsync.analysis.canvas import quiet_matplotlib
 from gradsync.analysis.cost_grid import Cell, Errors, Fitted, Judged
-from gradsync.analysis.cost_model import Costs, Link, shaped_link
+from gradsync.analysis.cost_model import Costs, Link, is_modelled, shaped_link
 from gradsync.analysis.crossover import crossover_chart
-from gradsync.analysis.layout import aligned, wrapped
+from gradsync.analysis.layout import aligned, display_width, wrapped
 from gradsync.analysis.load import BASELINE, Run
 from gradsync.analysis.message import Language, Text, msg
 from gradsync.analysis.projection import Subject, projected_step, projection_chart
@@ -96,7 +96,19 @@ def model_text(judgement: Judgement, language: Language) -> str:
           for row, errors in by_row(judgement.held_out).items())])]
     lines += ["", *table(language, [[msg("fitted to all cells"), msg("value"), msg("known within a factor of")],
                                     *cost_rows(judgement.fitted)])]
+    for hosts in sorted({one.cell.hosts for one in judgement.held_out}):
+        lines += ["", *table(language, grid_rows([one for one in judgement.held_out if one.cell.hosts == hosts],
+                                                 hosts))]
     return "\n".join(lines)
+
+
+def grid_rows(judged: Sequence[Judged], hosts: int) -> list[list[Text]]:
+    """A line for each row, a column for each rate: what was measured, and how far the prediction is off."""
+    rates = sorted({one.cell.rate for one in judged})
+    found = {(one.row, one.cell.rate): f"{1e3 * one.measured:,.0f} ({one.error:+.0%})" for one in judged}
+    heading = msg("{hosts} hosts: measured ms (error of the prediction)", hosts=hosts)
+    return [[heading, *(f"{rate / 1e6:g} Mbit/s" for rate in rates)],
+            *([row, *(found.get((row, rate), "-") for rate in rates)] for row in by_row(judged))]
 
 
 def by_row(judged: Sequence[Judged]) -> dict[str, Errors]:
@@ -126,7 +138,7 @@ def chosen_run(runs: Sequence[Run]) -> Run:
     return sorted(able, key=lambda run: run.family != BASELINE)[0]
 
 
-def make_subject(run: Run, tree: bool) -> Subject:
+def make_subject(run: Run, tree: bool = False) -> Subject:
     results = run.results
     settings = {key: value for key, value in (results.settings or {}).items() if key in ("bucket_mb", "chunk_mb")}
     return Subject(results.model.name if results.model else run.name, results.compute_profile, TrainConfig(**settings),
@@ -151,14 +163,15 @@ def chosen_links(run: Run, rates: dict[str, float], latency: float | None) -> di
     return {name: shaped_link(rate, latency) for name, rate in rates.items()}
 
 
-def own_errors(runs: Sequence[Run], tree: bool = False) -> list[tuple[Run, float, float]]:
+def own_errors(runs: Sequence[Run]) -> list[tuple[Run, float, float]]:
     """Of each run with all that it takes: seconds of its step as measured by its probe, and as predicted."""
     found = []
     for run in runs:
         results = run.results
-        if results.compute_profile and results.links and results.probe and results.synchronous:
+        if results.compute_profile and results.links and results.probe and is_modelled(run.name):
             link = Link(results.links.bandwidth, results.links.latency)
-            predicted = projected_step(make_subject(run, tree), run.name, link, results.num_replicas)
+            # The probe times single steps from a common start.
+            predicted = projected_step(make_subject(run), run.name, link, results.num_replicas, steps=1)
             found.append((run, statistics.median(results.probe.step_times), predicted))
     return found
 
@@ -203,4 +216,4 @@ def paragraph(language: Language, text: Text) -> list[str]:
 def table(language: Language, rows: Sequence[Sequence[Text]]) -> list[str]:
     """Columns with a rule below the first row."""
     lines = aligned([[language(cell) for cell in row] for row in rows])
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [lines[0], "-" * max(map(display_width, lines)), *lines[1:]]

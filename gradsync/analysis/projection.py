@@ -33,10 +33,10 @@ class Subject:
     tree: bool = False
 
 
-def projected_step(subject: Subject, row: str, link: Link, replicas: int) -> float:
-    """Seconds. Every replica has its own link and processors; servers are ranks of their own."""
+def projected_step(subject: Subject, row: str, link: Link, replicas: int, steps: int | None = None) -> float:
+    """Seconds; ``steps`` as in ``step_time``. Every replica has its own link and processors; so have servers."""
     cluster = Cluster(replicas + servers_of(row), link, subject.costs, tree=subject.tree)
-    return step_time(row, subject.profile, cluster, subject.config)
+    return step_time(row, subject.profile, cluster, subject.config, steps)
 
 
 def efficiency(subject: Subject, row: str, link: Link, replicas: int) -> float:

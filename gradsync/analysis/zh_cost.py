@@ -44,6 +44,7 @@ CATALOGUE: dict[str, str] = {
     "cells held out, by row": "未参与拟合的单元，按行",
     "fitted to all cells": "用全部单元拟合",
     "value": "数值",
+    "{hosts} hosts: measured ms (error of the prediction)": "{hosts} 台主机：实测 ms（预测误差）",
     "known within a factor of": "已知精度（倍数）",
     "On held-out cells of emulated hosts the model's median error was {median}, its worst {worst}; no larger cluster "
     "was measured.":
