@@ -16,7 +16,8 @@ COUNTS = tuple(sorted({*(2**power for power in range(1, 13)), *(3 * 2**power for
 DDP = "baseline_ddp"
 COMPRESSED = ("baseline_ddp_fp16", "all_reduce_overlapped_powersgd")
 SERVER = "ps_pipelined"
-BANDWIDTH, LATENCY, COMPUTING = msg("the link's bandwidth"), msg("the latency of messages"), msg("computing")
+BANDWIDTH, LATENCY = msg("the link's bandwidth"), msg("the latency of messages")
+ADDING, COMPUTING = msg("adding up received gradients"), msg("computing")
 
 
 def answers(subject: Subject, name: str, link: Link, replicas: int, told_apart: float) -> list[Text]:
@@ -48,6 +49,7 @@ def what_ifs(subject: Subject, row: str, link: Link, replicas: int) -> dict[Text
     others = {
         BANDWIDTH: projected_step(subject, row, replace(link, bandwidth=math.inf), replicas),
         LATENCY: projected_step(instant, row, replace(link, latency=0.0), replicas),
+        ADDING: projected_step(replace(subject, costs=replace(subject.costs, reduce=0.0)), row, link, replicas),
         COMPUTING: projected_step(replace(subject, profile=idle), row, link, replicas),
     }
     return {what: 1 - without / step for what, without in others.items()}

@@ -6,6 +6,7 @@ CATALOGUE: dict[str, str] = {
     # Answers.
     "the link's bandwidth": "链路带宽",
     "the latency of messages": "消息延迟",
+    "adding up received gradients": "累加收到的梯度",
     "computing": "计算本身",
     "{link}, {count} replicas: a step of {row} takes {step} ms; your bottleneck is {what}: without it, the step would "
     "be {gain} shorter ({others}).":
