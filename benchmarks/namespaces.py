@@ -8,15 +8,14 @@ are. Nothing leaves the machine: the bridge has no way out.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from types import TracebackType
 
 from gradsync.errors import UsageError
+from gradsync.rates import bits_per_second
 
-UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 SUBNET = "10.77.0"
 MAX_HOSTS = 250
 # A token bucket lets this many seconds' worth of bytes through at once; at least two of the largest packets that
@@ -33,14 +32,6 @@ for name in "$@"; do
 done
 true
 """
-
-
-def bits_per_second(rate: str) -> float:
-    """``1gbit``, ``100mbit``, ``2.5gbit``. Raises UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmg]bit)", rate.lower())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"--rate {rate}: give a number and kbit, mbit or gbit, as in 1gbit")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def check_possible() -> None:

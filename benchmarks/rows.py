@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -202,14 +202,20 @@ def run_job(launch: Launch, flags: argparse.Namespace) -> list[Measurement]:
     rpc_rows = [name for name in flags.rows.split(",") if name in RPC_CHANNELS]
     backend, device = choose_backend("auto", launch)
     with process_group(launch, backend, device, 0, RPC_SECONDS) as ctx:
-        most = max(servers_of(name, TrainConfig()) for name in flags.rows.split(","))
-        contexts = {0: ctx}
-        for servers in range(1, min(max(most, 1), ctx.world_size - 1) + 1):
-            replicas = dist.new_group(list(range(servers, ctx.world_size)), backend="gloo")
-            contexts[servers] = replace(ctx, num_servers=servers, replicas=replicas)
+        contexts = contexts_by_servers(ctx, flags.rows.split(","))
         with rpc_agents(ctx, rpc_rows):
             measurements = [measure_model(contexts, model, flags) for model in flags.models.split(",")]
     return measurements if launch.rank == 0 else []
+
+
+def contexts_by_servers(ctx: ReplicaContext, rows: Iterable[str]) -> dict[int, ReplicaContext]:
+    """What a rank is where the first 0, 1 ... ranks serve: as many as any of the rows needs and the job can hold."""
+    most = max(servers_of(name, TrainConfig()) for name in rows)
+    contexts = {0: ctx}
+    for servers in range(1, min(max(most, 1), ctx.world_size - 1) + 1):
+        replicas = dist.new_group(list(range(servers, ctx.world_size)), backend="gloo")
+        contexts[servers] = replace(ctx, num_servers=servers, replicas=replicas)
+    return contexts
 
 
 def variant(name: str, config: TrainConfig) -> tuple[str, TrainConfig]:

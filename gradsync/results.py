@@ -180,6 +180,35 @@ class Links(Section):
         return self
 
 
+class GradientGroup(Section):
+    """Gradients that backward computes one after the other; counted as messages, the tensors are one each."""
+
+    tensors: Count
+    bytes: Count
+    factor_bytes: Count  # what PowerSGD would send of them, at the rank of the run: factors of matrices ...
+    dense_bytes: Count  # ... and what it leaves as it is
+    ready: Seconds  # when the last of them is there, since backward began
+
+
+class ComputeProfile(Section):
+    """One step without synchronisation, begun by all replicas at once: medians over the rounds of the slowest."""
+
+    rounds: Count
+    forward: Seconds
+    gradients: list[GradientGroup]  # in the order in which backward computes them
+    update: Seconds
+    compression: dict[str, Seconds]  # by --compress: what it computes in a step, were nothing sent
+
+    @property
+    def backward(self) -> float:
+        return self.gradients[-1].ready
+
+    @property
+    def step(self) -> float:
+        """Seconds of the whole step without synchronisation."""
+        return self.forward + self.backward + self.update
+
+
 class Communication(Section):
     """Counted where it is sent. A replica's bytes are what it hands to the communication calls."""
 
@@ -238,6 +267,7 @@ class RunResults(Section):
     environment: Environment | None = None
     probe: Probe | None = None
     links: Links | None = None
+    compute_profile: ComputeProfile | None = None  # with --probe-links: what the cost model starts from
     communication: Communication | None = None
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
     parameter_sketch: list[float] | None = None  # of replica 0, before step 1

@@ -81,13 +81,14 @@ class StepClock:
         ends = [*self._steps[1:], self.now()] if self._steps else []
         synchronize(self._device)
         phases = {
-            name: sum(self._seconds(start, end) for start, end in spans) for name, spans in self._phases.items()
+            name: sum(self.seconds(start, end) for start, end in spans) for name, spans in self._phases.items()
         }
-        steps = [self._seconds(start, end) for start, end in zip(self._steps, ends, strict=True)]
+        steps = [self.seconds(start, end) for start, end in zip(self._steps, ends, strict=True)]
         self.start_epoch()
         return phases, steps
 
-    def _seconds(self, start: Any, end: Any) -> float:
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two points of ``now``; on a GPU, only once the device has passed both."""
         return start.elapsed_time(end) / 1000 if self._on_gpu else end - start
 
 

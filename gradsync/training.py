@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from gradsync.checkpoint import Checkpoints, DataPosition
+from gradsync.compute_profile import profile_compute
 from gradsync.config import Plan
 from gradsync.data import Batch, ReplicaData
 from gradsync.distributed import ReplicaContext
@@ -80,13 +81,15 @@ def warm_up(method: Method, data: ReplicaData, results: RunResults, resumed: boo
     """
     ctx = method.ctx
     fingerprints = agreed_fingerprints(ctx, method.module, "before the first step")
-    probe = warm_up_and_probe(method, first_batch(data), probing=not resumed)
+    batch = first_batch(data)
+    probe = warm_up_and_probe(method, batch, probing=not resumed)
+    profile = profile_compute(method, batch) if method.config.probe_links and not resumed else None
     method.end_epoch()
     if agreed_fingerprints(ctx, method.module, "after the discarded warm-up") != fingerprints:
         raise JobError("the discarded warm-up has changed the parameters")
     if resumed:
         return
-    results.probe, results.initial_fingerprints = probe, fingerprints
+    results.probe, results.compute_profile, results.initial_fingerprints = probe, profile, fingerprints
     results.parameter_sketch = parameter_sketch(method.module)
     if ctx.is_recorder:
         show_probe(results)

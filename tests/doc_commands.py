@@ -106,11 +106,13 @@ SCRIPTS: dict[str, Parse] = {
     "check_environment.py": comparison,
     "run_all_experiments.sh": comparison,
     "analyze_results.py": only_parsed("analyze_results", "main"),
+    "predict_scaling.py": only_parsed("predict_scaling", "main"),
     "cifar10/data_parallel_train.py": choosing("cifar10.data_parallel_train"),
     "cifar10/model_parallel_train.py": choosing("cifar10.model_parallel_train"),
     "cifar10/compare_parallel.py": choosing("cifar10.compare_parallel"),
     "benchmarks/sync_benchmark.py": sync_benchmark,
     "benchmarks/emulated_cluster.py": emulated_cluster,
+    "benchmarks/cost_grid.py": only_parsed("benchmarks.cost_grid", "main"),
     "benchmarks/overhead.py": only_parsed("benchmarks.overhead", "main"),
     "tests/run": tests_run,
 }

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradsync.analysis import figures
 from gradsync.analysis.comparison import Comparison
@@ -90,17 +90,33 @@ def _configuration_directories() -> list[Path]:
     return [Path(os.environ.get(key) or Path.home() / name) / "matplotlib" for key, name in places.items()]
 
 
-def new_chart(height: float, title: str, caption: str, rows: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure one column wide with a title, a caption below, and axes of relative heights ``rows``."""
+def new_chart(height: float, title: str, caption: str, rows: Sequence[float] = (1,), columns: int = 1
+              ) -> tuple[Figure, list[Axes]]:
+    """A figure with a title, a caption below, and axes of relative heights ``rows``, row by row.
+
+    It is one column of a page wide, or two where there are ``columns`` of axes.
+    """
     from matplotlib.figure import Figure
 
-    caption_lines = textwrap.wrap(caption, 76)
-    figure = Figure(figsize=(WIDTH, height + 0.11 * len(caption_lines)), dpi=DPI, layout="constrained")
+    pages = min(2, columns)
+    caption_lines = textwrap.wrap(caption, 76 * pages)
+    figure = Figure(figsize=(WIDTH * pages, height + 0.11 * len(caption_lines)), dpi=DPI, layout="constrained")
     figure.suptitle(title, x=0.02, ha="left", fontsize=8.5, fontweight="bold", color=INK)
     if caption_lines:
         figure.supxlabel("\n".join(caption_lines), x=0.02, ha="left", fontsize=5.8, color=FAINT, linespacing=1.25)
-    axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=rows)[:, 0]
-    return figure, list(axes)
+    axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey="row", height_ratios=rows)
+    return figure, list(axes.flat)
+
+
+def legend_in(row: Sequence[Axes], handles: Sequence[Any], columns: int = 1) -> None:
+    """Use the last row of axes as room for a legend of the whole figure.
+
+    It shares the x axis, so the row above it has to ask for its tick labels (``labelbottom``).
+    """
+    for axes in row:
+        axes.set_axis_off()
+    legend = row[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=columns)
+    legend.set_in_layout(False)
 
 
 def to_png(figure: Figure) -> bytes:
