@@ -31,7 +31,7 @@ from gradsync.rates import bits_per_second
 
 if TYPE_CHECKING:
     from benchmarks.rows import Job
-    from gradsync.results import ComputeProfile
+    from gradsync.probed import ComputeProfile
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTS = "2,3,4"

@@ -11,7 +11,8 @@ from gradsync.analysis import canvas, curves, figures
 from gradsync.analysis.comparison import Comparison, difference_shows
 from gradsync.analysis.layout import aligned, wrapped
 from gradsync.analysis.load import SINGLE, Loaded, Run
-from gradsync.results import DatasetInfo, Environment, ModelInfo, RunResults, Seconds, Section
+from gradsync.results import DatasetInfo, Environment, ModelInfo, RunResults
+from gradsync.section import Seconds, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradsync.results import LinkPair, Links, LinkSample
+from gradsync.probed import LinkPair, Links, LinkSample
 
 ALL_REDUCE, SENDRECV = "all_reduce", "sendrecv"
 

@@ -30,8 +30,9 @@ from gradsync.errors import JobError, RunError
 from gradsync.files import remove_stale_temporaries, write_bytes_atomically
 from gradsync.position import here
 from gradsync.probe import Stateful
-from gradsync.results import CheckpointWriting, Count, RunResults, Section
+from gradsync.results import CheckpointWriting, RunResults
 from gradsync.screen import say
+from gradsync.section import Count, Section
 
 MANIFEST = "manifest.json"
 SHARED = "with several hosts, --output-dir must be a directory that all of them share"

@@ -21,7 +21,7 @@ from gradsync.data import Batch
 from gradsync.low_rank import rank_worth_sending
 from gradsync.method import Method
 from gradsync.probe import discarded
-from gradsync.results import ComputeProfile, GradientGroup
+from gradsync.probed import ComputeProfile, GradientGroup
 from gradsync.timing import synchronize
 
 MAX_GROUPS = 64

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from gradsync.bandwidth import ALL_REDUCE, SENDRECV, algbw, busbw, link_bandwidth
 from gradsync.distributed import ReplicaContext
 from gradsync.position import here
-from gradsync.results import LinkPair, Links, LinkSample
+from gradsync.probed import LinkPair, Links, LinkSample
 from gradsync.timing import synchronize
 
 SIZES = (8, *(4**power for power in range(3, 14)))  # bytes: 8, 64, 256, 1 KiB ... 64 MiB

@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gradsync.errors import UsageError
 from gradsync.files import write_bytes_atomically
+from gradsync.probed import ComputeProfile, Links
+from gradsync.section import Count, Duration, Seconds, Section
 
 SCHEMA_VERSION = 1
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -25,17 +27,6 @@ MAX_DEPTH = 32  # of nested objects and lists; ours has 5
 MAX_INTEGER = 2**63 - 1  # larger ones would overflow where they become floating-point numbers
 # Names under which scripts of this kind keep the per-step losses inside an epoch instead of at the top.
 PER_EPOCH_LOSS_KEYS = ("all_losses", "batch_losses", "step_losses", "losses")
-
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
-Duration = Annotated[float, Field(gt=0, le=1e6)]  # s, of something that was measured
-Bandwidth = Annotated[float, Field(gt=0, le=1e15)]  # bytes/s
-
-
-class Section(BaseModel):
-    """Unknown keys are kept, so that a newer file still reads; NaN and infinities are refused."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
 class ServerEpoch(Section):
@@ -136,79 +127,6 @@ class Probe(Section):
     exchange_times: list[Duration] | None = None
 
 
-class LinkSample(Section):
-    """One operation at one message size: median and quartiles of its repeats, each that of the slowest rank.
-
-    algbw and busbw are those of nccl-tests; see ``gradsync/bandwidth.py``.
-    """
-
-    bytes: Annotated[int, Field(gt=0)]
-    repeats: Annotated[int, Field(gt=0)]
-    seconds: Duration
-    low: Duration
-    high: Duration
-    algbw: Bandwidth
-    busbw: Bandwidth
-
-
-class LinkPair(Section):
-    """Two ranks, while the others are quiet."""
-
-    ranks: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    same_host: bool
-    latency: Duration  # half a round trip of the smallest message
-    one_way: Annotated[list[LinkSample], Field(min_length=1, max_length=64)]  # half a round trip, the message returned
-    both_ways: LinkSample  # the largest of these messages in each direction, both at once
-
-
-class Links(Section):
-    """What ``--probe-links`` measured before training, over the job's own groups, between ranks on its own devices."""
-
-    hosts: Annotated[list[Count], Field(min_length=2)]  # of each rank: the number of its host
-    memory: str  # where the messages of a pair lie: cpu or cuda; those of an all-reduce lie on the rank's device
-    all_reduce: Annotated[list[LinkSample], Field(min_length=1, max_length=64)]  # over all ranks
-    pairs: Annotated[list[LinkPair], Field(min_length=1, max_length=64)]  # rank 0 and others; all, unless they are many
-    shift: LinkSample | None  # every rank to its counterpart on the next host, all at once, so that hosts share a link
-    latency: Duration  # of the slowest pair
-    bandwidth: Bandwidth  # of a host's link in one direction; on one host, of a rank's
-    seconds: Seconds  # that the probe took
-
-    @model_validator(mode="after")
-    def _pairs_are_ranks(self) -> Links:
-        if any(rank >= len(self.hosts) for pair in self.pairs for rank in pair.ranks):
-            raise ValueError(f"a pair names a rank beyond the {len(self.hosts)} of the job")
-        return self
-
-
-class GradientGroup(Section):
-    """Gradients that backward computes one after the other; counted as messages, the tensors are one each."""
-
-    tensors: Count
-    bytes: Count
-    factor_bytes: Count  # what PowerSGD would send of them, at the rank of the run: factors of matrices ...
-    dense_bytes: Count  # ... and what it leaves as it is
-    ready: Seconds  # when the last of them is there, since backward began
-
-
-class ComputeProfile(Section):
-    """One step without synchronisation, begun by all replicas at once: medians over the rounds of the slowest."""
-
-    rounds: Count
-    forward: Seconds
-    gradients: list[GradientGroup]  # in the order in which backward computes them
-    update: Seconds
-    compression: dict[str, Seconds]  # by --compress: what it computes in a step, were nothing sent
-
-    @property
-    def backward(self) -> float:
-        return self.gradients[-1].ready
-
-    @property
-    def step(self) -> float:
-        """Seconds of the whole step without synchronisation."""
-        return self.forward + self.backward + self.update
-
-
 class Communication(Section):
     """Counted where it is sent. A replica's bytes are what it hands to the communication calls."""
 
@@ -223,7 +141,7 @@ class Resumption(Section):
 
     epoch: Count
     step: Count
-    changed: list[str] = []  # what of the environment had become another one, in words
+    changed: list[str] = Field(default_factory=list)  # what of the environment had become another one, in words
 
 
 class CheckpointWriting(Section):
@@ -257,8 +175,8 @@ class RunResults(Section):
     end_time: str | None = None
     steps_per_epoch: Count | None = None
     samples_per_epoch: Count | None = None
-    epochs: list[EpochResults] = []
-    all_losses: list[float] = []
+    epochs: list[EpochResults] = Field(default_factory=list)
+    all_losses: list[float] = Field(default_factory=list)
     best_accuracy: float | None = None
     summary: Summary | None = None
     recipe: dict[str, Any] | None = None
@@ -272,7 +190,7 @@ class RunResults(Section):
     initial_fingerprints: list[str] | None = None  # one a replica, before step 1
     parameter_sketch: list[float] | None = None  # of replica 0, before step 1
     checkpoints: CheckpointWriting | None = None
-    resumed_at: list[Resumption] = []
+    resumed_at: list[Resumption] = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod

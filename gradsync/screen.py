@@ -13,7 +13,8 @@ from tqdm import tqdm
 from gradsync.config import Plan
 from gradsync.distributed import ReplicaContext
 from gradsync.method import Tally
-from gradsync.results import EpochResults, Links, RunResults
+from gradsync.probed import Links
+from gradsync.results import EpochResults, RunResults
 
 REFRESH_SECONDS = 0.25
 

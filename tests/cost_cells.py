@@ -6,7 +6,7 @@ import itertools
 
 from gradsync.analysis.cost_grid import Cell, predict
 from gradsync.analysis.cost_model import Costs
-from gradsync.results import ComputeProfile, GradientGroup
+from gradsync.probed import ComputeProfile, GradientGroup
 
 MIB = 2**20
 COSTS = Costs(latency=4e-4, message=2e-4, byte=4e-10, reduce=3e-10, collect=2e-10, serial=0.4)

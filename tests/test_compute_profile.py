@@ -13,7 +13,7 @@ from gradsync.data import Batch
 from gradsync.distributed import Launch, process_group
 from gradsync.method import Method
 from gradsync.models import parameter_fingerprint
-from gradsync.results import ComputeProfile
+from gradsync.probed import ComputeProfile
 
 
 class Network(nn.Module):

@@ -13,7 +13,7 @@ from ranks import TOP
 
 from gradsync.analysis import cost_grid
 from gradsync.analysis.cost_grid import Cell, fit_costs, held_out, judge, read_grid, summarise
-from gradsync.results import ComputeProfile
+from gradsync.probed import ComputeProfile
 
 GRID = TOP / "benchmarks" / "cost_grid.json"
 

@@ -25,7 +25,7 @@ from gradsync.config import TrainConfig
 from gradsync.distributed import Launch, process_group
 from gradsync.errors import UsageError
 from gradsync.link_probe import SIZES, chosen_peers, probe_links
-from gradsync.results import LinkPair, Links, LinkSample
+from gradsync.probed import LinkPair, Links, LinkSample
 
 MB = 1e6
 RATE = "200mbit"

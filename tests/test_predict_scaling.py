@@ -18,7 +18,7 @@ from gradsync.analysis.cost_report import own_errors, probed_costs
 from gradsync.analysis.load import load
 from gradsync.analysis.projection import Subject, projected_step
 from gradsync.config import TrainConfig
-from gradsync.results import Links
+from gradsync.probed import Links
 
 SLOW, FAST, FAR = Link(1e7), Link(1e12), Link(1e12, latency=0.05)
 

@@ -10,7 +10,7 @@ from gradsync.analysis.load import Run
 from gradsync.analysis.message import Text, msg
 from gradsync.analysis.words import milliseconds, number
 from gradsync.bandwidth import ALL_REDUCE, SENDRECV, algbw, busbw, link_bandwidth
-from gradsync.results import Links, LinkSample
+from gradsync.probed import Links, LinkSample
 
 ROUNDING = 1e-6
 TOLERANCE = 1.1  # a probe finds the rate of a link within 10%

@@ -16,7 +16,8 @@ from gradsync.analysis.cost_model import Cluster, Costs, servers_of, shaped_link
 from gradsync.analysis.least_squares import fit
 from gradsync.config import TrainConfig
 from gradsync.errors import UsageError
-from gradsync.results import ComputeProfile, Section
+from gradsync.probed import ComputeProfile
+from gradsync.section import Section
 
 # Where the search begins; only the order of magnitude matters.
 START = Costs(latency=3e-4, message=1e-4, byte=3e-10, reduce=3e-10, collect=3e-10, serial=0.3)

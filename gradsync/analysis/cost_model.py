@@ -26,7 +26,7 @@ from functools import lru_cache
 from gradsync.analysis.overlap import Job, overlapped
 from gradsync.config import BUCKET_MB, DDP_BUCKET_MB, TrainConfig
 from gradsync.errors import UsageError
-from gradsync.results import ComputeProfile, GradientGroup
+from gradsync.probed import ComputeProfile, GradientGroup
 from gradsync.variants import num_servers, parse_variant_name
 
 MIB = 2**20

@@ -19,7 +19,7 @@ from gradsync.analysis.message import Language, Text, msg
 from gradsync.analysis.projection import Subject, projected_step, projection_chart
 from gradsync.config import TrainConfig
 from gradsync.errors import UsageError
-from gradsync.results import Links
+from gradsync.probed import Links
 
 WIDTH = 110
 SMALL_MESSAGE = 16384  # bytes; up to there an all-reduce takes the time of its messages

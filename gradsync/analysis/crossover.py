@@ -12,7 +12,7 @@ from gradsync.analysis import canvas
 from gradsync.analysis.canvas import INK, legend_in, new_chart, to_png
 from gradsync.analysis.cost_grid import Cell, Errors, predict, rows
 from gradsync.analysis.cost_model import Costs, servers_of
-from gradsync.results import ComputeProfile
+from gradsync.probed import ComputeProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

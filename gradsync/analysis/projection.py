@@ -10,7 +10,7 @@ from gradsync.analysis import canvas
 from gradsync.analysis.canvas import FAINT, legend_in, new_chart, to_png
 from gradsync.analysis.cost_model import FREE, Cluster, Costs, Link, servers_of, step_time
 from gradsync.config import TrainConfig
-from gradsync.results import ComputeProfile
+from gradsync.probed import ComputeProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
