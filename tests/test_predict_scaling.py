@@ -10,7 +10,7 @@ import pytest
 from cost_cells import COSTS, grid, profile, synthetic
 from sample_results import sample, write
 
-import predict_scaling
+from benchmarks import predict_scaling
 from gradsync.analysis import answers, crossover
 from gradsync.analysis.cost_grid import rows
 from gradsync.analysis.cost_model import Link

@@ -1,10 +1,10 @@
 """Predict step times on other links and with more replicas: a cost model, always with its error beside it.
 
     torchrun --nproc_per_node=4 baseline_multi_card.py --probe-links      # measures your model, device and links
-    python predict_scaling.py                                            # on the links as probed
-    python predict_scaling.py --links 1gbit,25gbit,400gbit --latency-us 10
-    python predict_scaling.py --links 100gbit --all-reduce tree --lang zh
-    python predict_scaling.py --grid-only                                # the model alone: its fit, its errors
+    python benchmarks/predict_scaling.py                                  # on the links as probed
+    python benchmarks/predict_scaling.py --links 1gbit,25gbit,400gbit --latency-us 10
+    python benchmarks/predict_scaling.py --links 100gbit --all-reduce tree --lang zh
+    python benchmarks/predict_scaling.py --grid-only                      # the model alone: its fit, its errors
 
 Reads the results files of a directory. Of the runs made with --probe-links, one gives the compute profile and the
 links; every one of them is also predicted and compared with what it measured. How far the model can be trusted
@@ -19,6 +19,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from gradsync.analysis.cost_grid import read_grid
 from gradsync.analysis.cost_report import render_cost_model
 from gradsync.analysis.language import LANGUAGES
@@ -30,7 +32,7 @@ from gradsync.config import OneLineParser
 from gradsync.errors import RunError, UsageError
 from gradsync.rates import bits_per_second
 
-GRID = Path(__file__).resolve().parent / "benchmarks" / "cost_grid.json"
+GRID = Path(__file__).resolve().parent / "cost_grid.json"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
