@@ -1,6 +1,6 @@
 """Step times over a grid of hosts and link rates, for the cost model to be fitted to and judged by.
 
-    sudo python benchmarks/cost_grid.py benchmarks/cost_grid.json                       # takes about half an hour
+    sudo python benchmarks/cost_grid.py                                                 # takes about half an hour
     sudo python benchmarks/cost_grid.py grid.json --hosts 2,4 --rates 1gbit --rows baseline_ddp,ps
 
 Each cell is one job on emulated hosts (emulated_cluster.py), one rank each, in which all rows take turns, and in which
@@ -47,7 +47,8 @@ PROFILED_STEPS = 2  # in a round
 def parse() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
-    parser.add_argument("file", type=Path, metavar="FILE", help="cells are added to it")
+    parser.add_argument("file", type=Path, nargs="?", default=Path("cost_grid.json"), metavar="FILE",
+                        help="cells are added to it (default: %(default)s)")
     parser.add_argument("--hosts", default=HOSTS, help="numbers of hosts (default: %(default)s)")
     parser.add_argument("--rates", default=RATES, help="of each host's link, both directions (default: %(default)s)")
     parser.add_argument("--rows", default=ROWS, help="as in sync_benchmark.py (default: %(default)s)")

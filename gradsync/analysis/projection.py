@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gradsync.analysis import canvas
 from gradsync.analysis.canvas import FAINT, legend_in, new_chart, to_png
 from gradsync.analysis.cost_model import FREE, Cluster, Costs, Link, servers_of, step_time
+from gradsync.analysis.layout import shortened
 from gradsync.config import TrainConfig
 from gradsync.probed import ComputeProfile
 
@@ -47,8 +48,9 @@ def efficiency(subject: Subject, row: str, link: Link, replicas: int) -> float:
 def projection_chart(subject: Subject, links: dict[str, Link], standing: str) -> bytes:
     """Step time above, efficiency below, a column for each of ``links``. ``standing``: what is known of the error."""
     count = len(links)
-    figure, axes = new_chart(3.4 + 0.1 * (count == 1), f"{subject.name} on clusters that were not measured (model)",
-                             _caption(subject, links, standing), (1, 1, 0.22 + 0.2 * (count == 1)), count)
+    height, room_below = (3.9, 0.75) if count == 1 else (3.4, 0.22)  # one column: a line for each variant
+    figure, axes = new_chart(height, f"{shortened(subject.name, 24)} on other clusters (model)",
+                             _caption(subject, links, standing), (1, 1, room_below), count)
     above, below, room = axes[:count], axes[count : 2 * count], axes[2 * count :]
     for upper, lower, (name, link) in zip(above, below, links.items(), strict=True):
         upper.set_title(f"links of {name} (model)", loc="left", fontsize=7)
@@ -85,6 +87,6 @@ def _caption(subject: Subject, links: dict[str, Link], standing: str) -> str:
     shape = "double binary trees" if subject.tree else "a ring"
     latencies = sorted({link.latency for link in links.values()})
     return (f"MODEL, not a measurement. {standing} Assumed: a link and processors for each replica, all-reduce by "
-            f"{shape}, {' or '.join(f'{1e6 * latency:.3g}' for latency in latencies)} us a message, the batch of each "
+            f"{shape}, {' or '.join(f'{1e6 * latency:,.0f}' for latency in latencies)} us a message, the batch of each "
             "replica as measured, one server; no contention in switches, no stragglers. Horizontal line: a step "
             "without synchronisation. Efficiency: that step / the projected one.")
