@@ -46,7 +46,9 @@ def run_on_hosts(hosts: Hosts, ranks_per_host: int, command: Sequence[str]) -> i
         "OMP_NUM_THREADS": "1",  # the hosts share this machine's cores
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # it would warn that no name belongs to the emulated addresses
     }
-    environment = {**defaults, **os.environ}
+    # The interfaces of this machine are not those of the hosts.
+    own = {name: value for name, value in os.environ.items() if not name.endswith("_SOCKET_IFNAME")}
+    environment = {**defaults, **own}
     agents = [
         subprocess.Popen(hosts.command(index, torchrun_command(hosts, index, ranks_per_host, command)),
                          env=environment, start_new_session=True)

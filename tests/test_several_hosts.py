@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from announcement import wait_for_word
 from emulated import two_hosts
 from kill_once import killed_once
 
@@ -112,7 +113,7 @@ def test_a_host_dies(hosts, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     fault = {"rank": 1, "action": "announce", "stage": "training", "epoch": 1, "step": 2}
     processes = [launch(hosts, index, tmp_path / f"{index}", fault) for index in range(2)]
-    (tmp_path / "pipe").read_text()
+    wait_for_word(tmp_path / "pipe", processes[1])
     there = subprocess.run(["ip", "netns", "pids", hosts.names[1]], capture_output=True, text=True, check=True)
     for pid in there.stdout.split():
         os.kill(int(pid), signal.SIGKILL)

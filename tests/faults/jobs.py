@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,21 +65,6 @@ class Nursery:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(10)
-
-
-def wait_for_word(pipe: Path, process: subprocess.Popen[str]) -> str:
-    """The line that a rank writes into a named pipe. Fails if the job ends, or a minute passes, before that."""
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    give_up = time.monotonic() + 60
-    word = b""
-    while not word.endswith(b"\n"):
-        assert time.monotonic() < give_up, "no rank has announced itself"
-        assert process.poll() is None, process.communicate()
-        # Without a writer the pipe is at its end, which counts as readable.
-        word += os.read(reader, 100) if select.select([reader], [], [], 0.2)[0] else b""
-        time.sleep(0.02)
-    os.close(reader)
-    return word.decode()
 
 
 def marked(mark: str) -> list[int]:

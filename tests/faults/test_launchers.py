@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from jobs import HERE, LOOPBACK, MARK, TOP, earlier_run, listening, marked, snapshot, wait_for_word
+from announcement import wait_for_word
+from jobs import HERE, LOOPBACK, MARK, TOP, earlier_run, listening, marked, snapshot
 
 from gradsync.results import read_results
 

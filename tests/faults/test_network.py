@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from announcement import wait_for_word
 from emulated import two_hosts
-from jobs import HERE, TOP, wait_for_word
+from jobs import HERE, TOP
 
 from benchmarks.namespaces import Hosts
 
