@@ -13,7 +13,7 @@ from gradsync.analysis.canvas import quiet_matplotlib
 from gradsync.analysis.cost_grid import Cell, Errors, Fitted, Judged
 from gradsync.analysis.cost_model import Costs, Link, is_modelled, shaped_link
 from gradsync.analysis.crossover import crossover_chart
-from gradsync.analysis.layout import aligned, display_width, wrapped
+from gradsync.analysis.layout import ruled, wrapped
 from gradsync.analysis.load import BASELINE, Run
 from gradsync.analysis.message import Language, Text, msg
 from gradsync.analysis.projection import Subject, projected_step, projection_chart
@@ -215,5 +215,4 @@ def paragraph(language: Language, text: Text) -> list[str]:
 
 def table(language: Language, rows: Sequence[Sequence[Text]]) -> list[str]:
     """Columns with a rule below the first row."""
-    lines = aligned([[language(cell) for cell in row] for row in rows])
-    return [lines[0], "-" * max(map(display_width, lines)), *lines[1:]]
+    return ruled([[language(cell) for cell in row] for row in rows])

@@ -27,6 +27,12 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), gap: str 
                      for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
 
 
+def ruled(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), head: int = 1) -> list[str]:
+    """``aligned``, with a rule below the ``head`` first rows."""
+    lines = aligned(rows, left)
+    return [*lines[:head], "-" * max(map(display_width, lines)), *lines[head:]]
+
+
 def _padded(cell: str, width: int, flush_left: bool) -> str:
     space = " " * (width - display_width(cell))
     return cell + space if flush_left else space + cell

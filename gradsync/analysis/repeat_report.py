@@ -11,7 +11,7 @@ from gradsync.analysis.canvas import FAINT, INK, new_chart, quiet_matplotlib, sa
 from gradsync.analysis.figures import Spread
 from gradsync.analysis.finding import worst
 from gradsync.analysis.html_report import Table, page_templates
-from gradsync.analysis.layout import aligned, display_width, shortened
+from gradsync.analysis.layout import ruled, shortened
 from gradsync.analysis.load import BASELINE
 from gradsync.analysis.message import ENGLISH, Language, Text, clauses, enumerated, joined, msg, term
 from gradsync.analysis.output import render
@@ -44,8 +44,7 @@ def render_repeats(repeats: Repeats, language: Language = ENGLISH) -> dict[Path,
 
 def summary(repeats: Repeats, language: Language = ENGLISH) -> str:
     """Table, conclusions, and where the single repeats are described."""
-    rows = aligned([[language(cell) for cell in row] for row in _rows(repeats)], left=LEFT)
-    table = [rows[0], "-" * max(map(display_width, rows)), *rows[1:]]
+    table = ruled([[language(cell) for cell in row] for row in _rows(repeats)], LEFT)
     return templates(language).get_template("repeats.txt.j2").render(_facts(repeats), table=table)
 
 

@@ -11,7 +11,7 @@ from gradsync.analysis.canvas import quiet_matplotlib
 from gradsync.analysis.figures import Spread
 from gradsync.analysis.finding import SEVERITY
 from gradsync.analysis.html_report import page_templates, table
-from gradsync.analysis.layout import aligned, display_width, shortened
+from gradsync.analysis.layout import ruled, shortened
 from gradsync.analysis.load import SINGLE
 from gradsync.analysis.message import ENGLISH, Language, Text, clauses, enumerated, msg, term
 from gradsync.analysis.output import render
@@ -47,8 +47,7 @@ def study_summary(study: Study, language: Language = ENGLISH) -> str:
     def lines(rows: Rows, left: tuple[int, ...]) -> list[str]:
         if len(rows) < 2:
             return []
-        text = aligned([[language(cell) for cell in row] for row in rows], left)
-        return [text[0], "-" * max(map(display_width, text)), *text[1:]]
+        return ruled([[language(cell) for cell in row] for row in rows], left)
 
     return templates(language).get_template("scaling.txt.j2").render(
         _facts(study), table=lines(scaling_rows(study), LEFT), parts=lines(parts_rows(study), (0,)),

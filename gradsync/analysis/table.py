@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradsync.analysis import figures
 from gradsync.analysis.comparison import Comparison
-from gradsync.analysis.layout import aligned, display_width, shortened
+from gradsync.analysis.layout import ruled, shortened
 from gradsync.analysis.load import BASELINE, Run
 from gradsync.analysis.message import ENGLISH, Language, Text, msg, term
 from gradsync.analysis.words import NOT_KNOWN, accuracy, milliseconds, number
@@ -22,9 +22,7 @@ def comparison_table(comparison: Comparison, language: Language = ENGLISH) -> li
     """Speed beside convergence, one line a run, failed runs last; at most about 110 columns wide."""
     rows = [*HEADER, *(row(comparison, run) for run in comparison.runs)]
     rows += [(shortened(run.name, NAME_WIDTH), *["-"] * 8, msg("failed")) for run in comparison.loaded.failed]
-    lines = aligned([[language(cell) for cell in row] for row in rows], left=(0, len(HEADER[0]) - 1))
-    rule = "-" * max(map(display_width, lines))
-    return [*lines[: len(HEADER)], rule, *lines[len(HEADER) :]]
+    return ruled([[language(cell) for cell in row] for row in rows], (0, len(HEADER[0]) - 1), len(HEADER))
 
 
 def row(comparison: Comparison, run: Run) -> tuple[Text, ...]:
